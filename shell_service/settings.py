@@ -1,0 +1,199 @@
+"""The settings: a frozen, typed object made once in an entry point and passed to whatever needs it.
+
+What each value means, and its unit, stands beside its default in ``config.yaml.defaults``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from baselayer import config
+from baselayer.config import Bytes, ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Tls:
+    certificate: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Server:
+    host: str
+    port: int
+    public_url: str
+    processes: int
+    max_body: Bytes
+    max_waiting: int
+    drain_seconds: float
+    tls: Tls
+
+
+@dataclass(frozen=True)
+class Database:
+    url: str
+    pool_size: int
+    pool_timeout: float
+    statement_timeout: float
+    shared_buffers: Bytes
+
+
+@dataclass(frozen=True)
+class Access:
+    failures_per_minute: int
+    token_cache_seconds: float
+    token_max_age: int
+
+
+@dataclass(frozen=True)
+class Users:
+    max_running: int
+    max_queued: int
+    jobs_per_minute: int
+    max_streams: int
+
+
+@dataclass(frozen=True)
+class Jobs:
+    max_code: Bytes
+    max_input: Bytes
+    default_timeout: float
+    max_timeout: float
+    kill_grace: float
+    max_output: Bytes
+    max_retries: int
+    max_retry_delay: float
+    max_delay: float
+    idempotency_seconds: float
+
+
+@dataclass(frozen=True)
+class Runner:
+    processes: int
+    slots: int
+    drain_seconds: float
+    heartbeat_seconds: float
+    lost_after: float
+    poll_seconds: float
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    kind: Literal["bubblewrap", "none"]
+    uid_base: int
+    job_size: Bytes
+    tmp_size: Bytes
+    shm_size: Bytes
+    max_file: Bytes
+    max_open_files: int
+    max_launchers: int
+    launcher_idle_seconds: float
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    tick_seconds: float
+
+
+@dataclass(frozen=True)
+class Log:
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+    requests: bool
+    max_size: Bytes
+    keep: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    data_dir: Path
+    tokens_file: Path
+    server: Server
+    database: Database
+    access: Access
+    users: Users
+    jobs: Jobs
+    shells: dict[str, str]
+    runner: Runner
+    sandbox: Sandbox
+    scheduler: Scheduler
+    log: Log
+
+    @property
+    def base_url(self) -> str:
+        """The address that people use, without a slash at the end."""
+        scheme = "https" if self.server.tls.certificate else "http"
+        return self.server.public_url.rstrip("/") or f"{scheme}://localhost:{self.server.port}"
+
+    @property
+    def run_dir(self) -> Path:
+        """Rendered files and pids."""
+        return self.data_dir / "run"
+
+    @property
+    def log_dir(self) -> Path:
+        """The services' logs."""
+        return self.data_dir / "log"
+
+    @property
+    def output_dir(self) -> Path:
+        """What jobs printed."""
+        return self.data_dir / "output"
+
+    @property
+    def postgres_dir(self) -> Path:
+        """The embedded database."""
+        return self.data_dir / "postgres"
+
+    @property
+    def site_dir(self) -> Path:
+        """The built docs site."""
+        return self.data_dir / "site"
+
+    @property
+    def socket_dir(self) -> Path:
+        """Unix sockets: under `run_dir`, or, as such a path holds at most 107 bytes, in a short place of their own."""
+        wanted = self.run_dir / "sockets"
+        if len(os.fsencode(wanted)) <= 80:
+            return wanted
+        digest = hashlib.sha256(os.fsencode(self.data_dir)).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"shell-service-{os.getuid()}-{digest}"
+
+
+def load(overlay: Path | None = None) -> Settings:
+    """The defaults, overlaid by ``config.yaml`` of the checkout where it exists, then by `overlay`.
+
+    Relative paths are taken from the checkout. Raises `ConfigError`.
+    """
+    local = ROOT / "config.yaml"
+    overlays = [path for path in (local if local.exists() else None, overlay) if path is not None]
+    settings = config.load(Settings, ROOT / "config.yaml.defaults", *dict.fromkeys(overlays))
+    _check_ranges(settings)
+    return dataclasses.replace(
+        settings, data_dir=ROOT / settings.data_dir, tokens_file=ROOT / settings.tokens_file
+    )
+
+
+def _check_ranges(settings: Settings) -> None:
+    at_least_one = {
+        "server.processes": settings.server.processes,
+        "runner.processes": settings.runner.processes,
+        "runner.slots": settings.runner.slots,
+        "database.pool_size": settings.database.pool_size,
+    }
+    for key, value in at_least_one.items():
+        if value < 1:
+            raise ConfigError(f"{key} is {value}; expected 1 or more")
+    if not 1 <= settings.server.port <= 65535:
+        raise ConfigError(f"server.port is {settings.server.port}; expected 1 to 65535")
+    if bool(settings.server.tls.certificate) != bool(settings.server.tls.key):
+        raise ConfigError("server.tls needs both certificate and key, or neither")
+    if settings.runner.lost_after < 3 * settings.runner.heartbeat_seconds:
+        raise ConfigError("runner.lost_after must be at least three times runner.heartbeat_seconds")
