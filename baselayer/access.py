@@ -1,0 +1,214 @@
+"""Who calls, and what he may do.
+
+Scope
+    A right that a token can carry, such as ``jobs:read``. The application gives one dict of scopes with their
+    meanings; ``*`` stands for every scope that the owner's role has.
+Caller
+    A user as seen through the token that he used: his identity, and the scopes that are left when the token's are
+    cut down to what his role has now.
+Visibility
+    A SQL predicate that every query about a model is composed with: ``select(Job).where(visible(Job, caller))``.
+    A model without a rule of its own shows nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import ipaddress
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from sqlalchemy import ColumnElement, false, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from baselayer import token as tokens
+from baselayer.batch import Batcher
+from baselayer.database import Database
+from baselayer.errors import LimitReached, NotAllowed, NotAuthenticated, Unavailable
+from baselayer.models import Token, User
+
+EVERY_SCOPE = "*"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """The user behind a request, through one of his tokens."""
+
+    user_id: int
+    username: str
+    role: str
+    scopes: frozenset[str]
+    token_id: int
+    expires_at: datetime | None
+
+    @property
+    def is_admin(self) -> bool:
+        return self.role == "admin"
+
+    def require(self, scope: str) -> None:
+        """Raise `NotAllowed` unless the token has `scope`."""
+        if scope not in self.scopes:
+            raise NotAllowed(f"This token lacks the scope {scope}.")
+
+
+class HasVisibility(Protocol):
+    @classmethod
+    def visible_to(cls, caller: Caller) -> ColumnElement[bool]: ...
+
+
+def visible(model: type[Any], caller: Caller) -> ColumnElement[bool]:
+    """The predicate that leaves of `model` only what `caller` may see; nothing where the model has no rule."""
+    rule = getattr(model, "visible_to", None)
+    return rule(caller) if rule else false()
+
+
+class Scopes:
+    """The scopes of an application, and which of them each role has."""
+
+    def __init__(self, meanings: Mapping[str, str], role_scopes: Mapping[str, frozenset[str]]) -> None:
+        self.meanings = dict(meanings)
+        self._roles = dict(role_scopes)
+
+    def of_role(self, role: str) -> frozenset[str]:
+        """All that a user with `role` may do; nothing for an unknown role."""
+        return self._roles.get(role, frozenset())
+
+    def effective(self, role: str, granted: Sequence[str]) -> frozenset[str]:
+        """What a token with `granted` scopes may do for a user who has `role` now."""
+        owned = self.of_role(role)
+        return owned if EVERY_SCOPE in granted else owned & frozenset(granted)
+
+
+class Throttle:
+    """Counts per key in a bucket that holds one minute's worth and refills steadily; keeps the newest keys only."""
+
+    def __init__(self, per_minute: float, max_keys: int = 10_000) -> None:
+        self._size = max(1.0, per_minute)
+        self._rate = per_minute / 60
+        self._max_keys = max_keys
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, key: str) -> float:
+        """Take one from `key`'s bucket; return 0, or the seconds until there is one again."""
+        now = time.monotonic()
+        level, at = self._buckets.pop(key, (self._size, now))
+        level = min(self._size, level + (now - at) * self._rate)
+        wait = 0.0 if level >= 1 else (1 - level) / self._rate
+        self._buckets[key] = (level if wait else level - 1, now)
+        if len(self._buckets) > self._max_keys:
+            self._buckets.popitem(last=False)
+        return wait
+
+
+def network_of(address: str) -> str:
+    """What counts as one address for throttling: an IPv4 address, or the /64 that an IPv6 client can choose from."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if parsed.version == 4:
+        return address
+    return str(ipaddress.ip_network((parsed, 64), strict=False))
+
+
+class Authenticator:
+    """Turns an Authorization header into a `Caller`.
+
+    What is known of a token is trusted for `trust` seconds, or until `forget` is called: so a token that is revoked
+    stops working everywhere within that time even if the notification of it is lost.
+    """
+
+    def __init__(
+        self, database: Database, scopes: Scopes, *, trust: float, failures_per_minute: float, max_known: int = 10_000
+    ) -> None:
+        self._database = database
+        self._scopes = scopes
+        self._trust = trust
+        self._max_known = max_known
+        self._known: OrderedDict[bytes, tuple[float, Caller]] = OrderedDict()
+        self._generation = 0
+        self._failures = Throttle(failures_per_minute)
+        self._lookups: Batcher[bytes, Caller | None] = Batcher(self._look_up)
+        self._used: set[int] = set()
+
+    async def authenticate(self, header: str | None, address: str) -> Caller:
+        """The caller with this header value, from this peer address.
+
+        Raises `NotAuthenticated`, or `LimitReached` instead of it when the address has failed too often. A good
+        token is never refused because others at its address guessed.
+        """
+        caller = await self._find(header)
+        if caller is not None:
+            return caller
+        if wait := self._failures.take(network_of(address)):
+            raise LimitReached("Too many failed authentications from this address.", retry_after=int(wait) + 1)
+        raise NotAuthenticated
+
+    async def _find(self, header: str | None) -> Caller | None:
+        scheme, _, text = (header or "").partition(" ")
+        text = text.strip()
+        if scheme.lower() not in ("token", "bearer") or not tokens.well_formed(text):
+            return None
+        digest = tokens.digest(text)
+        now = time.monotonic()
+        entry = self._known.get(digest)
+        if entry and now - entry[0] < self._trust:
+            caller: Caller | None = entry[1]
+        else:
+            generation = self._generation
+            caller = await self._lookups.put(digest)
+            if caller and generation == self._generation:
+                self._known[digest] = (now, caller)
+                self._known.move_to_end(digest)
+                if len(self._known) > self._max_known:
+                    self._known.popitem(last=False)
+        if caller is None or (caller.expires_at and caller.expires_at <= datetime.now(UTC)):
+            return None
+        self._used.add(caller.token_id)
+        return caller
+
+    def forget(self) -> None:
+        """Trust nothing known so far: some user or token has changed."""
+        self._generation += 1
+        self._known.clear()
+
+    async def _look_up(self, digests: list[bytes]) -> list[Caller | None | Exception]:
+        found = await self._database.run(_select_callers, digests)
+        callers: list[Caller | None | Exception] = []
+        for digest in digests:
+            row = next((row for row in found if hmac.compare_digest(row[0], digest)), None)
+            callers.append(self._caller(row) if row else None)
+        return callers
+
+    def _caller(self, row: tuple[Any, ...]) -> Caller:
+        _, token_id, granted, expires_at, user_id, username, role = row
+        return Caller(user_id, username, role, self._scopes.effective(role, granted), token_id, expires_at)
+
+    async def note_use(self) -> None:
+        """Every few seconds, until cancelled: write when tokens were last used, to the minute."""
+        while True:
+            await asyncio.sleep(5)
+            used, self._used = self._used, set()
+            if used:
+                with contextlib.suppress(Unavailable):  # the next use says it again
+                    await self._database.run(_mark_used, list(used))
+
+
+def _select_callers(session: Session, digests: list[bytes]) -> list[tuple[Any, ...]]:
+    statement = (
+        select(Token.digest, Token.id, Token.scopes, Token.expires_at, User.id, User.username, User.role)
+        .join(User, User.id == Token.user_id)
+        .where(Token.digest.in_(digests), User.active, or_(Token.expires_at.is_(None), Token.expires_at > func.now()))
+    )
+    return [(bytes(row[0]), *row[1:]) for row in session.execute(statement)]
+
+
+def _mark_used(session: Session, token_ids: list[int]) -> None:
+    stale = or_(Token.last_used_at.is_(None), Token.last_used_at < func.now() - func.make_interval(0, 0, 0, 0, 0, 1))
+    session.execute(update(Token).where(Token.id.in_(token_ids), stale).values(last_used_at=func.now()))

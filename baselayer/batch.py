@@ -1,0 +1,65 @@
+"""Group commit: what arrives while one batch is under way makes the next."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from baselayer.errors import Unavailable
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Batcher(Generic[Item, Result]):
+    """Hands items to `flush` in batches, one batch at a time, and each caller the result of his own item.
+
+    An item may also result in an exception of its own. When a whole batch fails for another reason than that the
+    database is away, its items are tried again one by one, so that one bad item cannot fail its neighbours.
+    """
+
+    def __init__(
+        self,
+        flush: Callable[[list[Item]], Awaitable[Sequence[Result | Exception]]],
+        *,
+        max_items: int = 200,
+        max_queue: int = 10_000,
+    ) -> None:
+        self._flush = flush
+        self._max_items = max_items
+        self._max_queue = max_queue
+        self._queue: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._task: asyncio.Task[None] | None = None
+
+    async def put(self, item: Item) -> Result:
+        """The result of `item`. Raises what it resulted in, or `Unavailable` when too many wait already."""
+        if len(self._queue) >= self._max_queue:
+            raise Unavailable("Too many requests are waiting; try again in a moment.")
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._queue.append((item, future))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._work())
+        return await future
+
+    async def _work(self) -> None:
+        while self._queue:
+            batch = [self._queue.popleft() for _ in range(min(self._max_items, len(self._queue)))]
+            for (_, future), result in zip(batch, await self._results([item for item, _ in batch]), strict=True):
+                if future.done():  # whoever asked has gone
+                    continue
+                if isinstance(result, Exception):
+                    future.set_exception(result)
+                else:
+                    future.set_result(result)
+
+    async def _results(self, items: list[Item]) -> Sequence[Result | Exception]:
+        try:
+            return await self._flush(items)
+        except Unavailable as error:
+            return [error] * len(items)
+        except Exception as error:
+            if len(items) == 1:
+                return [error]
+            return [(await self._results([item]))[0] for item in items]

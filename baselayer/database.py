@@ -1,0 +1,201 @@
+"""Database access off the event loop, and notifications from the database on it.
+
+`Database.run` gives a plain function a session in a thread of a small pool and returns what it returns: plain data,
+never a live row. Threads and connections are the same number, so nobody waits for a connection inside a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import select
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Concatenate, ParamSpec, TypeVar
+
+import psycopg2
+import psycopg2.extensions
+import sqlalchemy
+from sqlalchemy import exc
+from sqlalchemy.orm import Session
+
+from baselayer.errors import Unavailable
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+logger = logging.getLogger(__name__)
+
+CONNECT_OPTIONS = {
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15000,
+}
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database is not reachable now; nothing was stored. Try again in a moment."""
+
+    code = "database_unavailable"
+
+
+class OutcomeUnknown(Unavailable):
+    """The database went away while it was storing this. Send the request again with the same Idempotency-Key."""
+
+    code = "outcome_unknown"
+
+
+class Overloaded(Unavailable):
+    """Too many requests are waiting for the database; try again in a moment."""
+
+    code = "overloaded"
+
+
+def is_disconnect(error: BaseException) -> bool:
+    """Whether `error` says that the connection or the server is gone, rather than that the statement is wrong."""
+    if isinstance(error, exc.DBAPIError):
+        state = getattr(error.orig, "pgcode", None) or ""
+        # 57P0x: shutdown, crash, starting up; 53300: too many connections; 25006: read-only after a fail-over.
+        return error.connection_invalidated or state[:4] == "57P0" or state in ("53300", "25006") or (
+            isinstance(error, exc.OperationalError) and not state
+        )
+    return False
+
+
+class Database:
+    """One engine and as many threads as it has connections."""
+
+    def __init__(self, url: str, *, size: int, statement_timeout: float, wait: float = 2.0) -> None:
+        """`url` of SQLAlchemy's form; `size` connections; `statement_timeout` and `wait` (for a thread) in seconds."""
+        options = f"-c statement_timeout={int(statement_timeout * 1000)} -c lock_timeout={int(statement_timeout * 500)}"
+        options += " -c idle_in_transaction_session_timeout=10000 -c timezone=UTC -c jit=off"
+        self.url = url
+        self.engine = sqlalchemy.create_engine(
+            url,
+            pool_size=size,
+            max_overflow=0,
+            pool_timeout=wait,
+            pool_recycle=1800,
+            connect_args={**CONNECT_OPTIONS, "options": options},
+        )
+        self._threads = ThreadPoolExecutor(size, thread_name_prefix="database")
+        self._size = size
+        self._wait = wait
+        self._slots = asyncio.Semaphore(size)
+        self._waiting = 0
+
+    async def run(self, function: Callable[Concatenate[Session, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call ``function(session, *args)`` in one transaction, in a thread; return what it returns.
+
+        Raises `Overloaded` when too many wait already, `DatabaseUnavailable` when the server is not there, and
+        `OutcomeUnknown` when it went away during the commit.
+        """
+        if self._slots.locked() and self._waiting >= 64 * self._size:
+            raise Overloaded
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self._wait):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise Overloaded from None
+        finally:
+            self._waiting -= 1
+        context = contextvars.copy_context()
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._threads, lambda: context.run(self._transact, function, *args, **kwargs))
+        # The thread keeps its slot until it is really done, even when the request that asked has gone.
+        work.add_done_callback(lambda done: (self._slots.release(), done.cancelled() or done.exception()))
+        return await asyncio.shield(work)
+
+    def _transact(self, function: Callable[Concatenate[Session, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        committing = False
+        try:
+            with Session(self.engine, expire_on_commit=False) as session:
+                result = function(session, *args, **kwargs)
+                committing = True
+                session.commit()
+                return result
+        except exc.TimeoutError:
+            raise Overloaded from None
+        except exc.DBAPIError as error:
+            if not is_disconnect(error):
+                raise
+            logger.warning("database unavailable: %s", str(error.orig).strip().splitlines()[:1])
+            raise (OutcomeUnknown if committing else DatabaseUnavailable) from error
+
+    def close(self) -> None:
+        """Give back threads and connections."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self.engine.dispose()
+
+
+class Listener:
+    """A connection of its own that hears NOTIFY, and reconnects when the database was away.
+
+    A notification is a hint: whoever listens also looks for himself now and then, and `on_connect` is the moment to
+    do so at once, as what was said during an outage is lost.
+    """
+
+    def __init__(
+        self, url: str, handlers: dict[str, Callable[[str], None]], on_connect: Callable[[], None] = lambda: None
+    ) -> None:
+        """`handlers` maps a channel to what is called, on the event loop, with each payload."""
+        self._dsn = sqlalchemy.make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+        self._handlers = handlers
+        self._on_connect = on_connect
+        self.connected = False
+
+    async def run(self) -> None:
+        """Listen until cancelled."""
+        delay = 0.1
+        while True:
+            try:
+                connection = await asyncio.to_thread(self._connect)
+            except psycopg2.Error as error:
+                logger.warning("cannot listen: %s", str(error).strip().splitlines()[:1])
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, 2.0)
+                continue
+            delay = 0.1
+            try:
+                self.connected = True
+                self._on_connect()
+                await self._listen(connection)
+            except psycopg2.Error as error:
+                logger.warning("listening ended: %s", str(error).strip().splitlines()[:1])
+            finally:
+                self.connected = False
+                connection.close()
+
+    def _connect(self) -> psycopg2.extensions.connection:
+        connection = psycopg2.connect(self._dsn, **CONNECT_OPTIONS)
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            for channel in self._handlers:
+                cursor.execute(f'LISTEN "{channel}"')
+        return connection
+
+    async def _listen(self, connection: psycopg2.extensions.connection) -> None:
+        loop = asyncio.get_running_loop()
+        ready = asyncio.Event()
+        descriptor = connection.fileno()
+        loop.add_reader(descriptor, ready.set)
+        try:
+            while True:
+                await ready.wait()
+                ready.clear()
+                connection.poll()
+                while connection.notifies:
+                    notice = connection.notifies.pop(0)
+                    if handler := self._handlers.get(notice.channel):
+                        handler(notice.payload)
+                # poll() does not always raise on a closed connection: readable with nothing to read means closed.
+                if select.select([descriptor], [], [], 0)[0]:
+                    ready.set()
+                    if connection.closed:
+                        raise psycopg2.OperationalError("connection closed")
+        finally:
+            loop.remove_reader(descriptor)

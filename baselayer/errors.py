@@ -1,0 +1,113 @@
+"""Errors that an answer can carry. A class holds its HTTP status and code; its docstring is the default message."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+FieldErrors = dict[str, Any]
+
+
+class ApiError(Exception):
+    """Something went wrong on our side; it has been logged."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(
+        self, message: str | None = None, errors: FieldErrors | None = None, retry_after: int | None = None
+    ) -> None:
+        """`errors` maps a field to what is wrong with it; `retry_after` is in seconds."""
+        self.message = message or (type(self).__doc__ or "").strip()
+        self.errors = errors or {}
+        self.retry_after = retry_after
+        super().__init__(self.message)
+
+
+class InvalidRequest(ApiError):
+    """The request is not valid."""
+
+    status = 400
+    code = "invalid_request"
+
+
+class NotAuthenticated(ApiError):
+    """A valid token is needed: send the header 'Authorization: token <token>'."""
+
+    status = 401
+    code = "not_authenticated"
+
+
+class NotAllowed(ApiError):
+    """This token may not do that."""
+
+    status = 403
+    code = "not_allowed"
+
+
+class NotFound(ApiError):
+    """There is nothing here, or it is not yours."""
+
+    status = 404
+    code = "not_found"
+
+
+class MethodNotAllowed(ApiError):
+    """This address does not know that method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class Conflict(ApiError):
+    """The request conflicts with what is there already."""
+
+    status = 409
+    code = "conflict"
+
+
+class TooLarge(ApiError):
+    """The request is too large."""
+
+    status = 413
+    code = "too_large"
+
+
+class UnsupportedMediaType(ApiError):
+    """Send the body as application/json, in UTF-8, not compressed."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class RangeNotSatisfiable(ApiError):
+    """The range lies outside of what there is."""
+
+    status = 416
+    code = "range_not_satisfiable"
+
+
+class IdempotencyMismatch(ApiError):
+    """This Idempotency-Key was used before with another request."""
+
+    status = 422
+    code = "idempotency_mismatch"
+
+
+class LimitReached(ApiError):
+    """A limit of yours is reached; try again later."""
+
+    status = 429
+    code = "limit_reached"
+
+    def __init__(self, message: str | None = None, retry_after: int = 1) -> None:
+        super().__init__(message, retry_after=retry_after)
+
+
+class Unavailable(ApiError):
+    """The service cannot answer now; try again in a moment."""
+
+    status = 503
+    code = "unavailable"
+
+    def __init__(self, message: str | None = None, retry_after: int = 2) -> None:
+        super().__init__(message, retry_after=retry_after)

@@ -1,0 +1,97 @@
+"""Marshmallow fields that take what JSON says literally: no ``"1"`` for a number, no ``true`` for 1, no NUL."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from marshmallow import ValidationError, fields, validate
+
+from baselayer import config
+
+
+class Text(fields.String):
+    """Text, of `low` to `high` characters, without NUL."""
+
+    def __init__(self, *, low: int = 0, high: int | None = None, pattern: str | None = None, **kwargs: Any) -> None:
+        checks = list(kwargs.pop("validate", []))
+        if low or high is not None:
+            checks.append(validate.Length(min=low or None, max=high))
+        if pattern:
+            checks.append(validate.Regexp(re.compile(rf"\A(?:{pattern})\Z"), error=f"Must match {pattern}."))
+        super().__init__(validate=checks, **kwargs)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
+        if not isinstance(value, str):
+            raise ValidationError("Must be text.")
+        if "\0" in value:
+            raise ValidationError("Must not contain a NUL character.")
+        return value
+
+
+class Whole(fields.Integer):
+    """A whole number from `low` to `high`."""
+
+    def __init__(self, *, low: int, high: int, **kwargs: Any) -> None:
+        super().__init__(validate=validate.Range(low, high), **kwargs)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValidationError("Must be a whole number.")
+        return value
+
+
+class Number(fields.Float):
+    """A finite number from `low` to `high`; `low` itself only when `closed`."""
+
+    def __init__(self, *, low: float, high: float, closed: bool = True, **kwargs: Any) -> None:
+        super().__init__(validate=validate.Range(low, high, min_inclusive=closed), **kwargs)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValidationError("Must be a number.")
+        return float(value)
+
+
+class Flag(fields.Boolean):
+    """true or false."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> bool:
+        if not isinstance(value, bool):
+            raise ValidationError("Must be true or false.")
+        return value
+
+
+class Size(fields.Field[int]):
+    """A size in bytes: a whole number, or text such as ``"256MiB"``."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> int:
+        try:
+            return config.parse_bytes(value)
+        except ValueError as error:
+            raise ValidationError(str(error)) from None
+
+
+class Instant(fields.Field[datetime]):
+    """A time in RFC 3339 with its offset, such as ``2030-01-31T12:00:00Z``; becomes UTC."""
+
+    _FORM = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> datetime:
+        if isinstance(value, str) and self._FORM.fullmatch(value):
+            try:
+                return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", value.upper())).astimezone(UTC)
+            except (ValueError, OverflowError):
+                pass
+        raise ValidationError("Must be a time such as 2030-01-31T12:00:00Z.")
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
+        return rfc3339(value)
+
+
+def rfc3339(value: datetime | None) -> str | None:
+    """`value` in UTC as RFC 3339 with microseconds, such as ``2030-01-31T12:00:00.000000Z``."""
+    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ") if value else None

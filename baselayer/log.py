@@ -1,0 +1,34 @@
+"""Logging: one line an event, with the request that caused it."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import sys
+from datetime import UTC, datetime
+
+request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
+
+# Logged text may come from anyone: a line stays one line and never moves a terminal's cursor.
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
+
+
+class LineFormatter(logging.Formatter):
+    """``time level request logger message``, control characters escaped, further lines (tracebacks) indented."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+        message = record.getMessage()
+        if record.exc_info:
+            message += "\n" + self.formatException(record.exc_info)
+        message = message.translate(_ESCAPES).replace("\n", "\n    ")
+        return f"{time} {record.levelname:<7} {request_id.get()} {record.name}: {message}"
+
+
+def set_up(level: str) -> None:
+    """Send log lines of `level` and above to standard error, where supervisor collects them."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.getLogger("tornado.access").setLevel(logging.ERROR)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
