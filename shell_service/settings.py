@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from baselayer import config
+from baselayer import config, postgres
 from baselayer.config import Bytes, ConfigError
+from baselayer.privilege import Account
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -153,6 +154,11 @@ class Settings:
         return self.data_dir / "postgres"
 
     @property
+    def secrets_dir(self) -> Path:
+        """Generated passwords and keys, mode 0700."""
+        return self.data_dir / "secrets"
+
+    @property
     def site_dir(self) -> Path:
         """The built docs site."""
         return self.data_dir / "site"
@@ -166,6 +172,29 @@ class Settings:
         digest = hashlib.sha256(os.fsencode(self.data_dir)).hexdigest()[:12]
         return Path(tempfile.gettempdir()) / f"shell-service-{os.getuid()}-{digest}"
 
+    @property
+    def cluster(self) -> postgres.Cluster:
+        """The embedded database server. As root it runs with the uid below the tenants', which nobody else has."""
+        uid = self.sandbox.uid_base - 1
+        return postgres.Cluster(
+            name="shell_service",
+            data=self.postgres_dir,
+            sockets=self.socket_dir / "postgres",
+            password_file=self.secrets_dir / "postgres_password",
+            account=Account(uid, uid) if os.geteuid() == 0 else None,
+        )
+
+    @property
+    def database_url(self) -> str:
+        """The database's address for SQLAlchemy; contains a password. Raises `baselayer.postgres.PostgresError`."""
+        return postgres.database_url(self.database.url, self.cluster)
+
+    @property
+    def max_connections(self) -> int:
+        """Connections that the embedded server allows: what the services may open, and 50 for people and tests."""
+        workers = self.server.processes * (self.database.pool_size + 2)
+        return workers + self.runner.processes * 8 + 50
+
 
 def load(overlay: Path | None = None) -> Settings:
     """The defaults, overlaid by ``config.yaml`` of the checkout where it exists, then by `overlay`.
@@ -177,7 +206,7 @@ def load(overlay: Path | None = None) -> Settings:
     settings = config.load(Settings, ROOT / "config.yaml.defaults", *dict.fromkeys(overlays))
     _check_ranges(settings)
     return dataclasses.replace(
-        settings, data_dir=ROOT / settings.data_dir, tokens_file=ROOT / settings.tokens_file
+        settings, data_dir=(ROOT / settings.data_dir).resolve(), tokens_file=ROOT / settings.tokens_file
     )
 
 
