@@ -1,0 +1,72 @@
+-- Claims up to p_count jobs for a runner, shared between users by max-min fairness over running slots: whoever runs
+-- least comes first, users who run equally many take turns (p_cursor is the user served last), and within a user the
+-- lowest ord. Claims are serialised by an advisory lock, so the limits hold exactly; finishes only lower the counts
+-- and need no lock.
+--
+-- The cost is O((p_count + slots) * log n), whatever the backlog: of the users who have ready work, at most as many
+-- as there are slots run something, and the walk below stops at p_count users who run nothing. Users at their limit
+-- are passed over without their jobs being read.
+CREATE FUNCTION claim_jobs(p_runner int, p_incarnation uuid, p_count int, p_cursor int, p_max_running int)
+RETURNS TABLE (job_id uuid, user_id int, attempt smallint, fence bigint)
+LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan  -- the tables swing between 0 and 1,000,000 rows: statistics lie
+SET enable_seqscan = off
+AS $$
+#variable_conflict use_column
+DECLARE
+  v_user int := p_cursor;
+  v_next int;
+  v_running int;
+  v_limit int;
+  v_idle int := 0;       -- users found who run nothing
+  v_wrapped boolean := false;
+  v_users int[] := '{}';
+  v_runs int[] := '{}';
+  v_rooms int[] := '{}';
+BEGIN
+  PERFORM pg_advisory_xact_lock(7101);
+  -- Whoever declares a runner gone takes the same lock, so no claim can slip in after that.
+  PERFORM 1 FROM runner r WHERE r.id = p_runner AND r.incarnation = p_incarnation AND r.state = 'live';
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'this runner is not live any more' USING ERRCODE = 'SH001';
+  END IF;
+
+  WHILE v_idle < p_count LOOP
+    SELECT q.user_id INTO v_next FROM ready_job q WHERE q.user_id > v_user ORDER BY q.user_id LIMIT 1;
+    IF NOT FOUND THEN
+      EXIT WHEN v_wrapped;
+      v_wrapped := true;
+      v_user := 0;
+      CONTINUE;
+    END IF;
+    EXIT WHEN v_wrapped AND v_next > p_cursor;
+    v_user := v_next;
+    SELECT count(*) INTO v_running FROM running_job r WHERE r.user_id = v_user;
+    SELECT coalesce((SELECT l.max_running FROM user_limits l WHERE l.user_id = v_user), p_max_running) INTO v_limit;
+    IF v_running < v_limit THEN
+      v_users := v_users || v_user;
+      v_runs := v_runs || v_running;
+      v_rooms := v_rooms || v_limit - v_running;
+      IF v_running = 0 THEN
+        v_idle := v_idle + 1;
+      END IF;
+    END IF;
+  END LOOP;
+
+  RETURN QUERY
+  WITH candidate AS (
+    SELECT u.runs, u.turn, j.job_id, row_number() OVER (PARTITION BY u.user_id ORDER BY j.ord, j.job_id) AS rank
+    FROM unnest(v_users, v_runs, v_rooms) WITH ORDINALITY AS u(user_id, runs, room, turn)
+    CROSS JOIN LATERAL (
+      SELECT q.job_id, q.ord FROM ready_job q WHERE q.user_id = u.user_id
+      ORDER BY q.ord, q.job_id LIMIT least(u.room, p_count)) j),
+  pick AS MATERIALIZED (
+    SELECT c.job_id FROM candidate c ORDER BY c.runs + c.rank, c.turn LIMIT p_count),
+  taken AS (
+    DELETE FROM ready_job q USING pick p WHERE q.job_id = p.job_id
+    RETURNING q.job_id, q.user_id, q.ord, q.attempt)
+  INSERT INTO running_job AS r (job_id, user_id, ord, attempt, fence, runner_id, incarnation)
+  SELECT t.job_id, t.user_id, t.ord, (t.attempt + 1)::smallint, nextval('fence_seq'), p_runner, p_incarnation
+  FROM taken t
+  RETURNING r.job_id, r.user_id, r.attempt, r.fence;
+END $$;

@@ -1,0 +1,212 @@
+"""The first tables"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "deferred_job",
+        sa.Column("job_id", sa.Uuid(), nullable=False),
+        sa.Column("user_id", sa.Integer(), nullable=False),
+        sa.Column("ord", sa.BigInteger(), nullable=False),
+        sa.Column("run_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("attempt", sa.SmallInteger(), server_default="0", nullable=False),
+        sa.PrimaryKeyConstraint("job_id", name=op.f("deferred_job_pkey")),
+        postgresql_with={
+            "autovacuum_vacuum_scale_factor": "0",
+            "autovacuum_vacuum_threshold": "2000",
+            "autovacuum_vacuum_cost_delay": "0",
+        },
+    )
+    op.create_index(op.f("deferred_job_run_at_job_id_index"), "deferred_job", ["run_at", "job_id"], unique=False)
+    op.create_index(op.f("deferred_job_user_id_index"), "deferred_job", ["user_id"], unique=False)
+    op.create_table(
+        "ready_job",
+        sa.Column("job_id", sa.Uuid(), nullable=False),
+        sa.Column("user_id", sa.Integer(), nullable=False),
+        sa.Column("ord", sa.BigInteger(), nullable=False),
+        sa.Column("attempt", sa.SmallInteger(), server_default="0", nullable=False),
+        sa.PrimaryKeyConstraint("job_id", name=op.f("ready_job_pkey")),
+        postgresql_with={
+            "autovacuum_vacuum_scale_factor": "0",
+            "autovacuum_vacuum_threshold": "2000",
+            "autovacuum_vacuum_cost_delay": "0",
+        },
+    )
+    op.create_index("ready_job_claim", "ready_job", ["user_id", "ord", "job_id"], unique=False)
+    op.create_table(
+        "runner",
+        sa.Column("id", sa.Integer(), sa.Identity(always=True), nullable=False),
+        sa.Column("host", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("incarnation", sa.Uuid(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("slots", sa.Integer(), nullable=False),
+        sa.Column("sandbox", sa.Text(), nullable=True),
+        sa.Column("beat", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("beat_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint("state IN ('live', 'draining', 'gone')", name=op.f("runner_state_check")),
+        sa.PrimaryKeyConstraint("id", name=op.f("runner_pkey")),
+        postgresql_with={"fillfactor": "20"},
+    )
+    op.create_index(op.f("runner_host_name_index"), "runner", ["host", "name"], unique=True)
+    op.create_table(
+        "running_job",
+        sa.Column("job_id", sa.Uuid(), nullable=False),
+        sa.Column("user_id", sa.Integer(), nullable=False),
+        sa.Column("ord", sa.BigInteger(), nullable=False),
+        sa.Column("attempt", sa.SmallInteger(), nullable=False),
+        sa.Column("fence", sa.BigInteger(), nullable=False),
+        sa.Column("runner_id", sa.Integer(), nullable=False),
+        sa.Column("incarnation", sa.Uuid(), nullable=False),
+        sa.Column(
+            "claimed_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
+        ),
+        sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("cancel_requested_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("cancelled_by", sa.Text(), nullable=True),
+        sa.PrimaryKeyConstraint("job_id", name=op.f("running_job_pkey")),
+        sa.UniqueConstraint("fence", name=op.f("running_job_fence_key")),
+        postgresql_with={
+            "autovacuum_vacuum_scale_factor": "0",
+            "autovacuum_vacuum_threshold": "2000",
+            "autovacuum_vacuum_cost_delay": "0",
+            "fillfactor": "70",
+        },
+    )
+    op.create_index(op.f("running_job_runner_id_index"), "running_job", ["runner_id"], unique=False)
+    op.create_index(op.f("running_job_user_id_index"), "running_job", ["user_id"], unique=False)
+    op.create_table(
+        "user",
+        sa.Column("id", sa.Integer(), sa.Identity(always=True), nullable=False),
+        sa.Column("username", sa.Text(), nullable=False),
+        sa.Column("role", sa.Text(), server_default="user", nullable=False),
+        sa.Column("active", sa.Boolean(), server_default="true", nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("modified", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint("role IN ('user', 'admin')", name=op.f("user_role_check")),
+        sa.PrimaryKeyConstraint("id", name=op.f("user_pkey")),
+        sa.UniqueConstraint("username", name=op.f("user_username_key")),
+    )
+    op.create_table(
+        "idempotency_key",
+        sa.Column("user_id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("request_digest", sa.LargeBinary(), nullable=False),
+        sa.Column("job_ids", postgresql.ARRAY(sa.Uuid()), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(["user_id"], ["user.id"], name=op.f("idempotency_key_user_id_fkey")),
+        sa.PrimaryKeyConstraint("user_id", "key", name=op.f("idempotency_key_pkey")),
+    )
+    op.create_index(op.f("idempotency_key_created_at_index"), "idempotency_key", ["created_at"], unique=False)
+    op.create_table(
+        "job",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("user_id", sa.Integer(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("priority", sa.SmallInteger(), nullable=False),
+        sa.Column("code", sa.Text(), nullable=False),
+        sa.Column("shell", sa.Text(), nullable=False),
+        sa.Column("args", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("env", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("stdin", sa.Text(), nullable=False),
+        sa.Column("timeout", sa.Float(), nullable=False),
+        sa.Column("run_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("retries", sa.SmallInteger(), nullable=False),
+        sa.Column("retry_delay", sa.Float(), nullable=False),
+        sa.Column("on_lost", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("modified", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("attempt", sa.SmallInteger(), server_default="0", nullable=False),
+        sa.Column("status", sa.Text(), nullable=True),
+        sa.Column("reason", sa.Text(), nullable=True),
+        sa.Column("return_code", sa.Integer(), nullable=True),
+        sa.Column("signal", sa.Text(), nullable=True),
+        sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("stdout_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("stderr_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("output_truncated", sa.Boolean(), nullable=True),
+        sa.Column("wall_seconds", sa.Float(), nullable=True),
+        sa.Column("cpu_seconds", sa.Float(), nullable=True),
+        sa.Column("max_rss_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("runner", sa.Text(), nullable=True),
+        sa.Column("cancelled_by", sa.Text(), nullable=True),
+        sa.CheckConstraint("on_lost IN ('fail', 'requeue')", name=op.f("job_on_lost_check")),
+        sa.CheckConstraint(
+            "status IN ('COMPLETED', 'FAILED', 'CANCELLED', 'TIMEOUT', 'OUT_OF_MEMORY', 'NODE_FAIL')",
+            name=op.f("job_status_check"),
+        ),
+        sa.CheckConstraint("(status IS NULL) = (finished_at IS NULL)", name=op.f("job_final_check")),
+        sa.CheckConstraint("priority BETWEEN -10 AND 10", name=op.f("job_priority_check")),
+        sa.PrimaryKeyConstraint("id", name=op.f("job_pkey")),
+    )
+    op.create_index(op.f("job_status_id_index"), "job", ["status", "id"], unique=False)
+    op.create_index(op.f("job_user_id_id_index"), "job", ["user_id", "id"], unique=False)
+    op.create_index(op.f("job_user_id_name_id_index"), "job", ["user_id", "name", "id"], unique=False)
+    op.create_index(op.f("job_user_id_status_id_index"), "job", ["user_id", "status", "id"], unique=False)
+    op.create_table(
+        "token",
+        sa.Column("id", sa.Integer(), sa.Identity(always=True), nullable=False),
+        sa.Column("user_id", sa.Integer(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("scopes", postgresql.ARRAY(sa.Text()), nullable=False),
+        sa.Column("prefix", sa.Text(), nullable=False),
+        sa.Column("digest", sa.LargeBinary(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("last_used_at", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(["user_id"], ["user.id"], name=op.f("token_user_id_fkey")),
+        sa.PrimaryKeyConstraint("id", name=op.f("token_pkey")),
+        sa.UniqueConstraint("digest", name=op.f("token_digest_key")),
+    )
+    op.create_index(op.f("token_user_id_index"), "token", ["user_id"], unique=False)
+    op.create_table(
+        "user_limits",
+        sa.Column("user_id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("max_running", sa.Integer(), nullable=True),
+        sa.Column("max_queued", sa.Integer(), nullable=True),
+        sa.Column("jobs_per_minute", sa.Integer(), nullable=True),
+        sa.ForeignKeyConstraint(["user_id"], ["user.id"], name=op.f("user_limits_user_id_fkey")),
+        sa.PrimaryKeyConstraint("user_id", name=op.f("user_limits_pkey")),
+    )
+    op.execute("CREATE SEQUENCE fence_seq")
+    op.execute(Path(__file__).with_name("0001_claim_jobs.sql").read_text())
+
+
+def downgrade() -> None:
+    op.execute("DROP FUNCTION claim_jobs")
+    op.execute("DROP SEQUENCE fence_seq")
+    op.drop_table("user_limits")
+    op.drop_index(op.f("token_user_id_index"), table_name="token")
+    op.drop_table("token")
+    op.drop_index(op.f("job_user_id_status_id_index"), table_name="job")
+    op.drop_index(op.f("job_user_id_name_id_index"), table_name="job")
+    op.drop_index(op.f("job_user_id_id_index"), table_name="job")
+    op.drop_index(op.f("job_status_id_index"), table_name="job")
+    op.drop_table("job")
+    op.drop_index(op.f("idempotency_key_created_at_index"), table_name="idempotency_key")
+    op.drop_table("idempotency_key")
+    op.drop_table("user")
+    op.drop_index(op.f("running_job_user_id_index"), table_name="running_job")
+    op.drop_index(op.f("running_job_runner_id_index"), table_name="running_job")
+    op.drop_table("running_job")
+    op.drop_index(op.f("runner_host_name_index"), table_name="runner")
+    op.drop_table("runner")
+    op.drop_index("ready_job_claim", table_name="ready_job")
+    op.drop_table("ready_job")
+    op.drop_index(op.f("deferred_job_user_id_index"), table_name="deferred_job")
+    op.drop_index(op.f("deferred_job_run_at_job_id_index"), table_name="deferred_job")
+    op.drop_table("deferred_job")

@@ -1,0 +1,204 @@
+"""Tables of the product.
+
+The state of a job is *which table it stands in*: `ReadyJob` (may start), `DeferredJob` (not before a time),
+`RunningJob` (claimed by a runner), or none of them and `Job.status` is set (final). `Job` is written when the job is
+submitted and when it ends, never by the claim; the other three are narrow, and rows are only inserted and deleted, so
+what a claim costs does not depend on how many jobs there were or wait.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ColumnElement,
+    Float,
+    ForeignKey,
+    Identity,
+    Index,
+    LargeBinary,
+    SmallInteger,
+    Uuid,
+    func,
+    literal,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from baselayer.access import Caller
+from baselayer.models import Base
+
+FINAL_STATUSES = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL")
+STATUSES = ("PENDING", "RUNNING", *FINAL_STATUSES)
+
+# Rows of the queue come and go by the thousand: vacuum them early and without pauses.
+_QUEUE_STORAGE = {
+    "autovacuum_vacuum_scale_factor": "0",
+    "autovacuum_vacuum_threshold": "2000",
+    "autovacuum_vacuum_cost_delay": "0",
+}
+
+
+class UserLimits(Base):
+    """What a user may use; null means the configured default."""
+
+    __tablename__ = "user_limits"
+
+    user_id: Mapped[int] = mapped_column(ForeignKey("user.id"), primary_key=True, autoincrement=False)
+    max_running: Mapped[int | None]
+    max_queued: Mapped[int | None]
+    jobs_per_minute: Mapped[int | None]
+
+
+class Job(Base):
+    """One requested execution of code, and the record of how it went.
+
+    `id` is a UUID of version 7, so the order of ids is the order of submission. The job's public id is
+    ``<name>_<id in 32 hex digits>``.
+    """
+
+    __tablename__ = "job"
+    __table_args__ = (
+        CheckConstraint("priority BETWEEN -10 AND 10", name="priority"),
+        CheckConstraint("on_lost IN ('fail', 'requeue')", name="on_lost"),
+        CheckConstraint(f"status IN {FINAL_STATUSES}", name="status"),
+        # A job has ended exactly when it has a final status and the time of it.
+        CheckConstraint("(status IS NULL) = (finished_at IS NULL)", name="final"),
+        Index(None, "user_id", "id"),
+        Index(None, "user_id", "status", "id"),
+        Index(None, "user_id", "name", "id"),
+        Index(None, "status", "id"),
+    )
+
+    id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True)
+    user_id: Mapped[int]  # no foreign key: users are never deleted, and checking it would lock their rows
+    name: Mapped[str]
+    priority: Mapped[int] = mapped_column(SmallInteger)
+    code: Mapped[str]
+    shell: Mapped[str]
+    args: Mapped[list[str]] = mapped_column(JSONB)
+    env: Mapped[dict[str, str]] = mapped_column(JSONB)
+    stdin: Mapped[str]
+    timeout: Mapped[float] = mapped_column(Float)
+    run_at: Mapped[datetime | None]
+    retries: Mapped[int] = mapped_column(SmallInteger)
+    retry_delay: Mapped[float] = mapped_column(Float)
+    on_lost: Mapped[str]
+    created_at: Mapped[datetime]
+    modified: Mapped[datetime]
+    attempt: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    status: Mapped[str | None]
+    reason: Mapped[str | None]
+    return_code: Mapped[int | None]
+    signal: Mapped[str | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    stdout_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    stderr_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    output_truncated: Mapped[bool | None]
+    wall_seconds: Mapped[float | None] = mapped_column(Float)
+    cpu_seconds: Mapped[float | None] = mapped_column(Float)
+    max_rss_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    runner: Mapped[str | None]
+    cancelled_by: Mapped[str | None]
+
+    @classmethod
+    def visible_to(cls, caller: Caller) -> ColumnElement[bool]:
+        """Owners see their own jobs; administrators see all."""
+        return literal(True) if caller.is_admin else cls.user_id == caller.user_id
+
+
+class ReadyJob(Base):
+    """A job that may start as soon as there is a slot."""
+
+    __tablename__ = "ready_job"
+    __table_args__ = (Index("ready_job_claim", "user_id", "ord", "job_id"), {"postgresql_with": _QUEUE_STORAGE})
+
+    job_id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True)
+    user_id: Mapped[int]
+    # Milliseconds of submission, less a minute for each point of priority: so a job that waits always comes to its
+    # turn, and nothing has to be rewritten while it waits.
+    ord: Mapped[int] = mapped_column(BigInteger)
+    attempt: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+
+
+class DeferredJob(Base):
+    """A job that waits for a time: its `run_at`, or its next try."""
+
+    __tablename__ = "deferred_job"
+    __table_args__ = (
+        Index(None, "run_at", "job_id"),
+        Index(None, "user_id"),
+        {"postgresql_with": _QUEUE_STORAGE},
+    )
+
+    job_id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True)
+    user_id: Mapped[int]
+    ord: Mapped[int] = mapped_column(BigInteger)
+    run_at: Mapped[datetime]
+    attempt: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+
+
+class RunningJob(Base):
+    """A job that a runner has claimed. The primary key lets the database believe in one live attempt at most.
+
+    `started_at` is written before the script is let go: where it is null, the script never began. `fence` is unique
+    per claim, and every write about the attempt carries it, so a runner that was cut off can change nothing newer.
+    """
+
+    __tablename__ = "running_job"
+    __table_args__ = (
+        Index(None, "runner_id"),
+        Index(None, "user_id"),
+        {"postgresql_with": {**_QUEUE_STORAGE, "fillfactor": "70"}},
+    )
+
+    job_id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True)
+    user_id: Mapped[int]
+    ord: Mapped[int] = mapped_column(BigInteger)
+    attempt: Mapped[int] = mapped_column(SmallInteger)
+    fence: Mapped[int] = mapped_column(BigInteger, unique=True)
+    runner_id: Mapped[int]
+    incarnation: Mapped[uuid.UUID] = mapped_column(Uuid)
+    claimed_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+    started_at: Mapped[datetime | None]
+    cancel_requested_at: Mapped[datetime | None]
+    cancelled_by: Mapped[str | None]
+
+
+class Runner(Base):
+    """A runner process that is or was there. `incarnation` is new at every start; `beat` counts its heartbeats."""
+
+    __tablename__ = "runner"
+    __table_args__ = (
+        CheckConstraint("state IN ('live', 'draining', 'gone')", name="state"),
+        Index(None, "host", "name", unique=True),
+        {"postgresql_with": {"fillfactor": "20"}},
+    )
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    host: Mapped[str]
+    name: Mapped[str]
+    incarnation: Mapped[uuid.UUID] = mapped_column(Uuid)
+    state: Mapped[str]
+    slots: Mapped[int]
+    sandbox: Mapped[str | None]  # why it takes no jobs; null when all is well
+    beat: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    beat_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class IdempotencyKey(Base):
+    """What a submission with an Idempotency-Key made, so that the same request again makes nothing new."""
+
+    __tablename__ = "idempotency_key"
+
+    user_id: Mapped[int] = mapped_column(ForeignKey("user.id"), primary_key=True, autoincrement=False)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    request_digest: Mapped[bytes] = mapped_column(LargeBinary)
+    job_ids: Mapped[list[uuid.UUID]] = mapped_column(ARRAY(Uuid))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
+
+
