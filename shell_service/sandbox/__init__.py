@@ -1,0 +1,33 @@
+"""The walls around one attempt of a job: namespaces, uid, limits, system call filter.
+
+``Sandbox.prepare(user)`` gives the user's `Launcher`; ``Launcher.start(command)`` a held `Process`; ``go()`` lets it run.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .command import Command, Exit, SandboxError
+    from .process import Launcher, Process, kill_leftover
+    from .sandbox import Sandbox
+
+__all__ = ["Command", "Exit", "Launcher", "Process", "Sandbox", "SandboxError", "kill_leftover"]
+
+_MODULES = {
+    "Command": "command",
+    "Exit": "command",
+    "SandboxError": "command",
+    "Launcher": "process",
+    "Process": "process",
+    "kill_leftover": "process",
+    "Sandbox": "sandbox",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # On first use, as the launcher's program is imported through this package and must stay small: no asyncio there.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

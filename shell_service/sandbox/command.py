@@ -1,0 +1,60 @@
+"""What a job asks of its sandbox, and how it ended."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class SandboxError(Exception):
+    """The sandbox could not be made; the script has not begun.
+
+    ``str(error)`` is a sentence for the job's owner; `detail` is for the operator's log and may name host paths.
+    """
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail or message
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to run: one attempt of a job.
+
+    Raises ValueError for what no process can be given: a NUL byte, or a variable whose name is none.
+    """
+
+    #: Path inside the sandbox, such as ``/bin/sh``.
+    interpreter: str
+    #: Bound read-only at ``/run/job/script``.
+    script: bytes
+    #: Given to the script after its own path.
+    args: tuple[str, ...] = ()
+    #: The job's own variables, laid over the defaults (PATH, HOME, TMPDIR, LANG, ...).
+    env: Mapping[str, str] = field(default_factory=dict)
+    #: What the job reads on its standard input, then end of file.
+    stdin: bytes = b""
+
+    def __post_init__(self) -> None:
+        if not self.interpreter.startswith("/"):
+            raise ValueError("the interpreter must be an absolute path")
+        if any("\0" in text for text in (self.interpreter, *self.args, *self.env.values())):
+            raise ValueError("a NUL character cannot be passed to a process")
+        for name in self.env:
+            if not NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is not the name of a variable")
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a job ended: exactly one of `return_code` and `signal` is set."""
+
+    return_code: int | None
+    signal: int | None
+    #: Of all the job's processes, user and system time.
+    cpu_seconds: float
+    #: Of the largest of them. Never below the launcher's own size, some 10 MiB (the kernel counts from before exec).
+    max_rss_bytes: int

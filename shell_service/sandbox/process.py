@@ -1,0 +1,316 @@
+"""The runner's side: a user's launcher, and the jobs that it holds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from .command import Command, Exit, SandboxError
+from .protocol import (
+    ENDED, ENDED_BODY, FAILED, GO, HELD, HELD_BODY, JOB, MAX_MESSAGE, READY, REPORT, REPORT_BODY, START, TERMINATE,
+    Order, Setup,
+)
+
+#: Seconds within which a launcher, and a job up to its gate, must be made.
+PATIENCE = 10.0
+#: Bytes that a job may be ahead of its reader; an ordinary user's pipes together may hold only so much.
+PIPE_SIZE = 1 << 20 if os.geteuid() == 0 else 1 << 18
+
+BOOT = (
+    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "from shell_service.sandbox.launcher import main; main(int(sys.argv[2]))"
+)
+SOURCE = Path(__file__).resolve().parent.parent.parent
+
+DEFAULT_ENV = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "HOME": "/job",
+    "TMPDIR": "/tmp",
+    "LANG": "C.UTF-8",
+    "USER": "job",
+    "LOGNAME": "job",
+    "SHELL": "/bin/sh",
+}
+
+UNAVAILABLE = "The sandbox for this job could not be made."
+
+
+class Process:
+    """One attempt in its sandbox, held before its first instruction until `go`."""
+
+    def __init__(
+        self, launcher: Launcher, number: int, sock: socket.socket, pidfd: int, pid: int, start_time: int,
+        stdout: int, stderr: int,
+    ) -> None:
+        #: Host pid of the namespace's init, and field 22 of its ``/proc/<pid>/stat``.
+        self.pid, self.start_time = pid, start_time
+        #: Non-blocking read ends of the job's pipes, which the caller closes.
+        self.stdout, self.stderr = stdout, stderr
+        self._launcher, self._number, self._sock, self._pidfd = launcher, number, sock, pidfd
+        self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+
+    def go(self) -> None:
+        """Lets the script begin. At most once."""
+        with contextlib.suppress(OSError):  # already gone: `wait` tells
+            self._sock.send(GO)
+
+    def terminate(self) -> None:
+        """SIGTERM to the job's process group."""
+        if not self._exit.done():
+            self._launcher.terminate(self._number)
+
+    def kill(self) -> None:
+        """SIGKILL to everything in the job's pid namespace."""
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def wait(self) -> Exit:
+        """Returns when nothing of the job is left running."""
+        return await asyncio.shield(self._exit)
+
+    def watch(self) -> None:
+        """For the launcher's death, after which only the pidfd tells when the job's processes are gone."""
+        asyncio.get_running_loop().add_reader(self._pidfd, self.finish, signal.SIGKILL, 0.0, 0)
+
+    def finish(self, status: int, cpu_seconds: float, max_rss_bytes: int) -> None:
+        """Everything is gone; `status` is the init's own, which counts if it could not report the script's."""
+        with contextlib.suppress(OSError):
+            message = self._sock.recv(MAX_MESSAGE)
+            if message[:1] == REPORT:
+                status, cpu_seconds, max_rss_bytes = REPORT_BODY.unpack(message[1:])
+        code = os.waitstatus_to_exitcode(status)
+        self._sock.close()
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        self._exit.set_result(
+            Exit(code if code >= 0 else None, -code if code < 0 else None, cpu_seconds, max_rss_bytes)
+        )
+
+
+class Launcher:
+    """A user's launcher process; started when first needed, and again when it has died."""
+
+    def __init__(self, setup: Setup, seccomp: int, on_use: Callable[[Launcher], None], idle_seconds: float) -> None:
+        self._setup, self._seccomp, self._on_use, self._idle_seconds = setup, seccomp, on_use, idle_seconds
+        self._numbers = itertools.count(1)
+        self._starting = 0
+        self._jobs: dict[int, Process | None] = {}
+        self._connection: asyncio.Task[None] | None = None
+        self._control: socket.socket | None = None
+        self._idle: asyncio.TimerHandle | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job is held, runs, or is being started."""
+        return bool(self._jobs or self._starting)
+
+    async def connect(self) -> None:
+        """Sees to it that the launcher process is there. Raises SandboxError."""
+        self._on_use(self)
+        if self._control is None:
+            if self._connection is None or self._connection.done():
+                self._connection = asyncio.create_task(self._spawn())
+            await asyncio.shield(self._connection)
+        self._rest()
+
+    async def start(self, command: Command) -> Process:
+        """Makes a sandbox and returns while the job's interpreter has not begun. Raises SandboxError."""
+        self._starting += 1
+        try:
+            await self.connect()
+            return await self._start(command)
+        except OSError as error:
+            raise SandboxError(UNAVAILABLE, f"starting a job: {error}") from error
+        finally:
+            self._starting -= 1
+            self._rest()
+
+    async def _start(self, command: Command) -> Process:
+        assert self._control is not None
+        loop = asyncio.get_running_loop()
+        number = next(self._numbers)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with contextlib.ExitStack() as kept, contextlib.ExitStack() as given:
+            kept.callback(ours.close)
+            given.callback(theirs.close)
+            stdout, stderr = self._pipe(kept, given), self._pipe(kept, given)
+            stdin = _file(command.stdin) if command.stdin else os.open(os.devnull, os.O_RDONLY)
+            given.callback(os.close, stdin)
+            order = _file(_order(command))
+            given.callback(os.close, order)
+            fds = [theirs.fileno(), stdin, stdout[1], stderr[1], order]
+            socket.send_fds(self._control, [START + JOB.pack(number)], fds)
+            given.close()
+            self._jobs[number] = None
+            held: asyncio.Future[None] = loop.create_future()
+            loop.add_reader(ours, _wake, held)
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    await held
+            except TimeoutError:
+                raise SandboxError(UNAVAILABLE, f"the sandbox was not made within {PATIENCE:g} s") from None
+            finally:
+                loop.remove_reader(ours)
+            message, descriptors, _, _ = socket.recv_fds(ours, MAX_MESSAGE, 1)
+            if message[:1] != HELD:
+                raise SandboxError(UNAVAILABLE, message[1:].decode(errors="replace") or "the launcher has died")
+            process = Process(
+                self, number, ours, descriptors[0], *HELD_BODY.unpack(message[1:]), stdout[0], stderr[0]
+            )
+            kept.pop_all()
+        if number in self._jobs:
+            self._jobs[number] = process
+        else:
+            process.watch()  # it ended, or its launcher did, at this very moment
+        return process
+
+    def _pipe(self, kept: contextlib.ExitStack, given: contextlib.ExitStack) -> tuple[int, int]:
+        read, write = os.pipe2(os.O_CLOEXEC)
+        kept.callback(os.close, read)
+        given.callback(os.close, write)
+        os.set_blocking(read, False)
+        if self._setup.uid != os.geteuid():
+            os.fchown(write, self._setup.uid, self._setup.uid)  # so that the job can open /dev/stdout
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+        return read, write
+
+    def terminate(self, number: int) -> None:
+        """SIGTERM to a job's process group, by the launcher, which alone knows that the pid is still the job's."""
+        if self._control is not None:
+            with contextlib.suppress(OSError):
+                self._control.send(TERMINATE + JOB.pack(number))
+
+    def close(self) -> None:
+        """Ends the launcher process, and with it whatever it runs."""
+        if self._idle is not None:
+            self._idle.cancel()
+        if self._control is not None:
+            self._lost(self._control)
+
+    async def _spawn(self) -> None:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        try:
+            with theirs:
+                # From the loop's thread, with which the launcher dies.
+                process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-c", BOOT, str(SOURCE), str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),), env={}, cwd="/",
+                )
+            _reap(loop, process)
+            socket.send_fds(ours, [self._setup.pack()], [self._seccomp])
+            async with asyncio.timeout(PATIENCE):
+                answer = await loop.sock_recv(ours, MAX_MESSAGE)
+            if answer[:1] != READY:
+                raise SandboxError(UNAVAILABLE, answer[1:].decode(errors="replace") or "the launcher died at its start")
+        except (OSError, TimeoutError) as error:
+            ours.close()
+            raise SandboxError(UNAVAILABLE, f"starting a launcher: {error!r}") from error
+        except BaseException:
+            ours.close()
+            raise
+        self._control = ours
+        loop.add_reader(ours, self._on_message, ours)
+
+    def _on_message(self, control: socket.socket) -> None:
+        try:
+            message = control.recv(MAX_MESSAGE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            message = b""
+        if message[:1] == ENDED:
+            number, *how = ENDED_BODY.unpack(message[1:])
+            process = self._jobs.pop(number, None)
+            if process is not None:
+                process.finish(*how)
+            self._rest()
+        elif not message:
+            self._lost(control)
+
+    def _lost(self, control: socket.socket) -> None:
+        asyncio.get_running_loop().remove_reader(control)
+        control.close()
+        self._control = None
+        jobs, self._jobs = self._jobs, {}
+        for process in jobs.values():
+            if process is not None:
+                process.watch()
+
+    def _rest(self) -> None:
+        """(Re)starts the time after which a launcher without jobs ends."""
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        if not self.busy and self._control is not None:
+            self._idle = asyncio.get_running_loop().call_later(self._idle_seconds, self.close)
+
+
+def kill_leftover(pid: int, start_time: int) -> bool:
+    """For a restarted runner: SIGKILL to the init of a job, if it is still that very process. True if so."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            if int(file.read().rpartition(b")")[2].split()[19]) != start_time:
+                return False
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        return True
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+    finally:
+        os.close(pidfd)
+
+
+def _order(command: Command) -> bytes:
+    argv = (command.interpreter, "/run/job/script", *command.args)
+    env = {**DEFAULT_ENV, **command.env}
+    return Order(
+        [text.encode(errors="surrogateescape") for text in argv],
+        [f"{name}={value}".encode(errors="surrogateescape") for name, value in env.items()],
+        command.script,
+    ).pack()
+
+
+def _file(data: bytes) -> int:
+    """A sealed file in memory, to be read from its start."""
+    fd = os.memfd_create("job", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+    return fd
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _reap(loop: asyncio.AbstractEventLoop, process: subprocess.Popen[bytes]) -> None:
+    pidfd = os.pidfd_open(process.pid)
+
+    def ended() -> None:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+        process.wait()
+
+    loop.add_reader(pidfd, ended)

@@ -1,0 +1,126 @@
+"""The launcher's own namespaces, and in them the root that its user's jobs see."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import stat
+import struct
+
+from . import kernel
+from .kernel import MS_BIND, MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_RDONLY, MS_REC
+
+#: Inside the launcher: the jobs' root. The host's /proc stands beside it, as a new one can be mounted only then.
+ROOT = "/root"
+
+DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
+LINKS = {
+    "dev/fd": "/proc/self/fd",
+    "dev/stdin": "/proc/self/fd/0",
+    "dev/stdout": "/proc/self/fd/1",
+    "dev/stderr": "/proc/self/fd/2",
+    "var/tmp": "../tmp",
+}
+ETC = {
+    "passwd": "root:x:0:0:root:/nonexistent:/usr/sbin/nologin\njob:x:1000:1000:job:/job:/bin/sh\n"
+    "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
+    "group": "root:x:0:\njob:x:1000:\nnogroup:x:65534:\n",
+    "hosts": "127.0.0.1 localhost job\n::1 localhost job\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
+}
+COPIES = ("etc/ld.so.cache", "etc/localtime")
+BINDS = ("usr", "etc/alternatives", "etc/ssl/certs")
+# Links into /usr where a distribution has merged them, folders where it has not.
+PROGRAMS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+TARGETS = ("proc", "job", "tmp", "dev/shm", "run/job")
+
+
+def enter(privileged: bool) -> None:
+    """Moves this process into namespaces of its own with the prepared root. Raises OSError."""
+    uid, gid = os.getuid(), os.getgid()
+    kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | (0 if privileged else kernel.CLONE_NEWUSER))
+    if not privileged:
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # lost with the change of user namespace; without it /proc/self is root's
+        map_user(uid, uid, gid, gid)
+    kernel.mount(None, "/", None, MS_REC | MS_PRIVATE)
+    base = "/tmp"  # any folder that exists on every machine; nothing is taken from it
+    kernel.mount("tmpfs", base, "tmpfs", MS_NOSUID, "mode=0755,size=4m,nr_inodes=1k")
+    _build(base + ROOT, privileged)
+    for name in ("usr", "etc", *PROGRAMS):  # where bubblewrap is
+        if os.path.lexists(f"{base}{ROOT}/{name}"):
+            os.symlink(f"{ROOT[1:]}/{name}", f"{base}/{name}")
+    os.mkdir(base + "/tmp")
+    os.mkdir(base + "/proc")
+    kernel.mount("/proc", base + "/proc", None, MS_BIND | MS_REC)
+    kernel.become_root(base)
+    _loopback_up()
+    _keep_no_time_wait()
+
+
+def map_user(inside_uid: int, uid: int, inside_gid: int, gid: int) -> None:
+    """The one user and group of the user namespace that this process has just entered."""
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{inside_uid} {uid} 1"),
+        ("gid_map", f"{inside_gid} {gid} 1"),
+    ):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+
+
+def _build(root: str, privileged: bool) -> None:
+    os.mkdir(root)
+    kernel.mount("tmpfs", root, "tmpfs", MS_NOSUID, "mode=0755,size=4m,nr_inodes=1k")
+    for target in TARGETS:
+        os.makedirs(f"{root}/{target}")
+    os.makedirs(f"{root}/etc/ssl")
+    os.mkdir(f"{root}/var")
+    for name, text in ETC.items():
+        _write(f"{root}/etc/{name}", text.encode())
+    for path in COPIES:
+        if os.path.isfile(f"/{path}"):
+            with open(f"/{path}", "rb") as file:
+                _write(f"{root}/{path}", file.read())
+    for name, target in LINKS.items():
+        os.symlink(target, f"{root}/{name}")
+    for name, (major, minor) in DEVICES.items():
+        _device(f"{root}/dev/{name}", os.makedev(major, minor) if privileged else None)
+    for path in (*BINDS, *PROGRAMS):
+        if os.path.islink(f"/{path}"):
+            os.symlink(os.readlink(f"/{path}"), f"{root}/{path}")
+        elif os.path.isdir(f"/{path}"):
+            os.mkdir(f"{root}/{path}")
+            kernel.mount(f"/{path}", f"{root}/{path}", None, MS_BIND | MS_REC)
+            kernel.lock_down(f"{root}/{path}", MS_RDONLY | MS_NOSUID | MS_NODEV)
+    kernel.lock_down(root, MS_RDONLY | MS_NOSUID)
+
+
+def _device(path: str, number: int | None) -> None:
+    if number is not None:
+        os.mknod(path, stat.S_IFCHR | 0o666, number)
+        os.chmod(path, 0o666)
+    else:  # an ordinary user may not make one, but may show the host's
+        _write(path, b"")
+        kernel.mount(f"/dev/{os.path.basename(path)}", path, None, MS_BIND)
+
+
+def _write(path: str, data: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(data)
+    os.chmod(path, 0o444)
+
+
+def _loopback_up() -> None:
+    siocsifflags, iff_up = 0x8914, 1
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, siocsifflags, struct.pack("16sH14x", b"lo", iff_up))
+
+
+def _keep_no_time_wait() -> None:
+    # The user's jobs share this network namespace one after the other, and should find each port free.
+    try:
+        with open("/proc/sys/net/ipv4/tcp_max_tw_buckets", "w") as file:
+            file.write("0")
+    except OSError:
+        pass  # an older kernel keeps one value for all namespaces
