@@ -89,7 +89,10 @@ class Job:
 
 class Launcher:
     def __init__(self, control: socket.socket, setup: Setup, seccomp: int) -> None:
-        self.control, self.setup, self.seccomp = control, setup, seccomp
+        self.control, self.setup = control, setup
+        # A copy of its own: the original's offset is shared with other launchers.
+        self.seccomp = os.memfd_create("seccomp")
+        os.write(self.seccomp, os.pread(seccomp, 1 << 20, 0))
         self.jobs: dict[int, Job] = {}
         self.poll = select.poll()
 
