@@ -6,9 +6,6 @@ Scope
 Caller
     A user as seen through the token that he used: his identity, and the scopes that are left when the token's are
     cut down to what his role has now.
-Visibility
-    A SQL predicate that every query about a model is composed with: ``select(Job).where(visible(Job, caller))``.
-    A model without a rule of its own shows nothing.
 """
 
 from __future__ import annotations
@@ -22,9 +19,9 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
-from sqlalchemy import ColumnElement, false, func, or_, select, update
+from sqlalchemy import func, literal, or_, select, update
 from sqlalchemy.orm import Session
 
 from baselayer import token as tokens
@@ -32,6 +29,7 @@ from baselayer.batch import Batcher
 from baselayer.database import Database
 from baselayer.errors import LimitReached, NotAllowed, NotAuthenticated, Unavailable
 from baselayer.models import Token, User
+from baselayer.visibility import Viewer
 
 EVERY_SCOPE = "*"
 
@@ -51,21 +49,15 @@ class Caller:
     def is_admin(self) -> bool:
         return self.role == "admin"
 
+    @property
+    def viewer(self) -> Viewer:
+        """The caller as the predicates of `visibility` take him."""
+        return Viewer(literal(self.user_id), literal(self.is_admin))
+
     def require(self, scope: str) -> None:
         """Raise `NotAllowed` unless the token has `scope`."""
         if scope not in self.scopes:
             raise NotAllowed(f"This token lacks the scope {scope}.")
-
-
-class HasVisibility(Protocol):
-    @classmethod
-    def visible_to(cls, caller: Caller) -> ColumnElement[bool]: ...
-
-
-def visible(model: type[Any], caller: Caller) -> ColumnElement[bool]:
-    """The predicate that leaves of `model` only what `caller` may see; nothing where the model has no rule."""
-    rule = getattr(model, "visible_to", None)
-    return rule(caller) if rule else false()
 
 
 class Scopes:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Final, Protocol, TypeVar
 import marshmallow
 import orjson
 from marshmallow import Schema, ValidationError
+from marshmallow.experimental.context import Context as MarshmallowContext
 from tornado import httputil, web
 
 from baselayer import errors, log
@@ -189,6 +190,19 @@ class Handler(web.RequestHandler):
         query = self._check_query(declared.query)
         return Call(self, self.caller, self._check_body(declared.body), query)
 
+    def schema_context(self) -> Any:
+        """What schemas find with ``Context.get()`` while they check a request."""
+        return None
+
+    def _load(self, schema: Schema, data: dict[str, Any], noun: str) -> dict[str, Any]:
+        try:
+            with MarshmallowContext(self.schema_context()):
+                loaded: dict[str, Any] = schema.load(data)
+            return loaded
+        except ValidationError as error:
+            messages = error.normalized_messages()
+            raise errors.InvalidRequest(_sentence(messages, noun), messages) from None
+
     def _check_query(self, schema_type: type[Schema] | None) -> dict[str, Any]:
         schema = (schema_type or Schema)(unknown=marshmallow.RAISE)
         values: dict[str, Any] = {}
@@ -202,12 +216,12 @@ class Handler(web.RequestHandler):
                     f"The query parameter {name[:64]} is given more than once.", {name[:64]: ["Given more than once."]}
                 )
             values[name] = _from_text(schema.fields.get(name), texts[0])
-        return _load(schema, values, "query parameter")
+        return self._load(schema, values, "query parameter")
 
     def _check_body(self, schema_type: type[Schema] | None) -> dict[str, Any]:
         body = self.request.body
         if not body and (schema_type is None or not _required(schema_type)):
-            return _load((schema_type or Schema)(unknown=marshmallow.RAISE), {}, "field")
+            return self._load((schema_type or Schema)(unknown=marshmallow.RAISE), {}, "field")
         kind, _, parameters = self.request.headers.get("Content-Type", "").partition(";")
         if kind.strip().lower() != "application/json" or "Content-Encoding" in self.request.headers:
             raise errors.UnsupportedMediaType
@@ -219,7 +233,7 @@ class Handler(web.RequestHandler):
             raise errors.InvalidRequest(f"The body is not valid JSON: {error}.") from None
         if not isinstance(data, dict):
             raise errors.InvalidRequest("The body must be a JSON object.")
-        return _load((schema_type or Schema)(unknown=marshmallow.RAISE), data, "field")
+        return self._load((schema_type or Schema)(unknown=marshmallow.RAISE), data, "field")
 
     async def cancel_when_closed(self, work: Coroutine[Any, Any, R]) -> R:
         self._running = asyncio.ensure_future(work)
@@ -324,15 +338,6 @@ def _from_text(expected: marshmallow.fields.Field[Any] | None, text: str) -> Any
 
 def _required(schema_type: type[Schema]) -> bool:
     return any(item.required for item in schema_type().fields.values())
-
-
-def _load(schema: Schema, data: dict[str, Any], noun: str) -> dict[str, Any]:
-    try:
-        loaded: dict[str, Any] = schema.load(data)
-        return loaded
-    except ValidationError as error:
-        messages = error.normalized_messages()
-        raise errors.InvalidRequest(_sentence(messages, noun), messages) from None
 
 
 def _sentence(messages: dict[str, Any], noun: str) -> str:

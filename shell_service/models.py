@@ -22,13 +22,13 @@ from sqlalchemy import (
     SmallInteger,
     Uuid,
     func,
-    literal,
+    or_,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from baselayer.access import Caller
 from baselayer.models import Base
+from baselayer.visibility import Viewer
 
 FINAL_STATUSES = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL")
 STATUSES = ("PENDING", "RUNNING", *FINAL_STATUSES)
@@ -105,9 +105,9 @@ class Job(Base):
     cancelled_by: Mapped[str | None]
 
     @classmethod
-    def visible_to(cls, caller: Caller) -> ColumnElement[bool]:
+    def visible_to(cls, viewer: Viewer) -> ColumnElement[bool]:
         """Owners see their own jobs; administrators see all."""
-        return literal(True) if caller.is_admin else cls.user_id == caller.user_id
+        return or_(viewer.is_admin, cls.user_id == viewer.user_id)
 
 
 class ReadyJob(Base):

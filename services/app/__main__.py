@@ -1,0 +1,68 @@
+"""A web worker: answers the API on a Unix socket behind nginx."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import Any
+
+import click
+import uvloop
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_unix_socket
+
+from baselayer import log
+from baselayer.database import Database
+from services.options import config_option
+from shell_service import shells
+from shell_service.settings import Settings
+
+
+@click.command()
+@config_option
+@click.option("--process", default=0, help="Number of this worker.")
+def main(settings: Settings, process: int) -> None:
+    """Answer the API."""
+    log.set_up(settings.log.level)
+    folder = settings.run_dir / "metrics"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)  # read when prometheus_client is imported, below
+    uvloop.run(serve(settings, process))
+
+
+async def serve(settings: Settings, process: int) -> None:
+    """Serve until SIGTERM; then finish the requests at hand, for `server.drain_seconds` at most."""
+    from shell_service.app import make_app, routes, run_background
+
+    database = Database(
+        settings.database_url,
+        size=settings.database.pool_size,
+        statement_timeout=settings.database.statement_timeout,
+        wait=settings.database.pool_timeout,
+    )
+    app = make_app(settings, database, shells.available(settings.shells))
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    options: dict[str, Any] = {
+        "xheaders": True,  # only nginx can reach the socket, and it says who the client is
+        "max_body_size": settings.server.max_body,
+        "max_buffer_size": settings.server.max_body + 2**20,
+        "idle_connection_timeout": 3600,
+        "body_timeout": 60,
+    }
+    server = HTTPServer(routes(app), **options)
+    server.add_socket(bind_unix_socket(str(settings.socket_dir / f"app_{process}.sock"), mode=0o660, backlog=1024))
+    await run_background(app, stop)
+    server.stop()
+    try:
+        async with asyncio.timeout(settings.server.drain_seconds):
+            await server.close_all_connections()
+    except TimeoutError:
+        pass
+
+
+if __name__ == "__main__":
+    main()

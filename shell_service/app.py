@@ -1,0 +1,138 @@
+"""The web application: what its handlers share, and which handler answers where."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from tornado import web
+
+from baselayer.access import Authenticator, Caller
+from baselayer.batch import Batcher
+from baselayer.database import Database, Listener
+from baselayer.handler import NothingHere, Route
+from baselayer.metrics import RequestMetrics
+from shell_service import __version__, jobs, queue
+from shell_service.handlers import ROUTES
+from shell_service.hub import Hub
+from shell_service.output import OutputStore
+from shell_service.queue import Limits, Submission
+from shell_service.schemas import JobRules
+from shell_service.scopes import SCOPES
+from shell_service.settings import Settings
+from shell_service.streams import Ticker
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class App:
+    """What the handlers of one worker process share."""
+
+    settings: Settings
+    database: Database
+    authenticator: Authenticator
+    metrics: RequestMetrics
+    hub: Hub
+    ticker: Ticker
+    outputs: OutputStore
+    rules: JobRules
+    limits: Limits
+    submissions: Batcher[Submission, list[uuid.UUID]]
+    batches: Batcher[Submission, list[uuid.UUID]]
+    records: Batcher[tuple[Caller, uuid.UUID], Record | None]
+    streams: dict[int, int]  # open streams by user
+    version: str = __version__
+
+    @property
+    def log_requests(self) -> bool:
+        return self.settings.log.requests
+
+    def background(self) -> list[Coroutine[Any, Any, None]]:
+        """What has to run beside the handlers."""
+        listener = Listener(
+            self.database.url,
+            {"job": self.hub.heard, "access": lambda _: self.authenticator.forget()},
+            on_connect=self._caught_up,
+        )
+        return [listener.run(), self.hub.run(), self.ticker.run(), self.authenticator.note_use()]
+
+    def _caught_up(self) -> None:
+        self.authenticator.forget()
+        self.hub.poll_now()
+
+
+def make_app(settings: Settings, database: Database, shells: Mapping[str, str]) -> App:
+    """The application of one worker. `shells` are the interpreters found on this host."""
+    limits = default_limits(settings)
+    outputs = OutputStore(settings.output_dir)
+    submit = partial(_submit, database, limits)
+    return App(
+        settings=settings,
+        database=database,
+        authenticator=Authenticator(
+            database,
+            SCOPES,
+            trust=settings.access.token_cache_seconds,
+            # Each worker counts for itself, and requests are spread over all.
+            failures_per_minute=settings.access.failures_per_minute / settings.server.processes,
+        ),
+        metrics=RequestMetrics(),
+        hub=Hub(database),
+        ticker=Ticker(),
+        outputs=outputs,
+        rules=JobRules(settings.jobs, shells),
+        limits=limits,
+        submissions=Batcher(submit, max_items=200),
+        batches=Batcher(submit, max_items=5),
+        records=Batcher(partial(_read, database, outputs), max_items=200),
+        streams={},
+    )
+
+
+def default_limits(settings: Settings) -> Limits:
+    """The limits of users who have none of their own."""
+    users = settings.users
+    return Limits(users.max_running, users.max_queued, users.jobs_per_minute)
+
+
+async def _submit(
+    database: Database, limits: Limits, items: list[Submission]
+) -> list[list[uuid.UUID] | Exception]:
+    return await database.run(queue.submit, items, limits)
+
+
+async def _read(
+    database: Database, outputs: OutputStore, wanted: list[tuple[Caller, uuid.UUID]]
+) -> list[Record | None | Exception]:
+    return await database.run(_read_records, outputs, wanted)
+
+
+def _read_records(session: Any, outputs: OutputStore, wanted: list[tuple[Caller, uuid.UUID]]) -> list[Any]:
+    found = jobs.find_many(session, wanted)
+    return [job and jobs.record(job, caller, outputs) for job, (caller, _) in zip(found, wanted, strict=True)]
+
+
+def routes(app: App) -> web.Application:
+    """A Tornado application over `app`."""
+    handlers: list[Any] = [(route.pattern, route.handler, {"context": app}) for route in ROUTES]
+    return web.Application(
+        [*handlers, (r".*", NothingHere, {"context": app})],
+        default_handler_class=NothingHere,
+        default_handler_args={"context": app},
+        compress_response=False,
+        log_function=lambda handler: None,
+    )
+
+
+async def run_background(app: App, stop: asyncio.Event) -> None:
+    """Run what the handlers need beside them until `stop`; fail when any of it fails."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(work) for work in app.background()]
+        await stop.wait()
+        for task in tasks:
+            task.cancel()

@@ -1,0 +1,233 @@
+"""Jobs: submit, see, cancel, run again."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import uuid
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import orjson
+from sqlalchemy.orm import Session
+
+from baselayer.access import Caller
+from baselayer.batch import Batcher
+from baselayer.errors import Conflict, IdempotencyMismatch, InvalidRequest, LimitReached, NotAllowed, NotFound, Unavailable
+from baselayer.handler import Call, Route, endpoint
+from shell_service import jobs, queue, schemas
+from shell_service.handlers.base import AppHandler, encode_cursor, job_cursor
+from shell_service.queue import NewJob, Submission
+
+_MAX_CANCEL = 20_000  # jobs that one request cancels
+
+
+class SubmitHandler(AppHandler):
+    """What storing new jobs has in common."""
+
+    async def submit(
+        self, call: Call, new: Sequence[NewJob], batcher: Batcher[Submission, list[uuid.UUID]]
+    ) -> list[uuid.UUID]:
+        """Store jobs, or find those that the same request stored before; returns their ids."""
+        key = call.header("Idempotency-Key")
+        if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
+            raise InvalidRequest("Idempotency-Key must be 1 to 255 printable ASCII characters without spaces.")
+        digest = hashlib.sha256(self.request.path.encode() + b"\0" + _canonical(self.request.body)).digest()
+        return await batcher.put(Submission(call.caller.user_id, new, key, digest))
+
+    async def records(self, caller: Caller, ids: Sequence[uuid.UUID]) -> list[dict[str, Any]]:
+        found = await asyncio.gather(*(self.app.records.put((caller, job_id)) for job_id in ids))
+        if None in found:
+            raise NotFound
+        return [record for record in found if record is not None]
+
+    async def record_when_final(self, call: Call, job_id: uuid.UUID, seconds: float) -> dict[str, Any]:
+        """The job's record when it has ended, or after `seconds` as it is then."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        with self.app.hub.watch(job_id) as watch:
+            while True:
+                watch.changed = False
+                record = (await self.records(call.caller, [job_id]))[0]
+                if record["finished_at"] is not None or loop.time() >= end:
+                    return record
+                while not watch.changed and loop.time() < end:
+                    await watch.wait(end - loop.time())
+
+
+class Jobs(SubmitHandler):
+    @endpoint(
+        "jobs:write",
+        body=schemas.JobRequest,
+        query=schemas.WaitQuery,
+        answer=schemas.JobRecord(),
+        errors=[LimitReached, NotAllowed, IdempotencyMismatch, Unavailable],
+        headers=["Idempotency-Key", "Prefer"],
+    )
+    async def post(self, call: Call) -> Any:
+        """Submit a job.
+
+        Answers with the job as soon as it is stored; with `wait`, or the header `Prefer: wait=SECONDS`, when it has
+        ended or after so many seconds. The same `Idempotency-Key` with the same request gives the same job again.
+        """
+        wait = _wait_of(call)
+        if wait and len(self.app.hub) >= self.app.settings.server.max_waiting:
+            raise Unavailable("Too many requests wait for jobs already; submit without waiting, and ask later.")
+        job = jobs.new_job(call.caller.user_id, call.body)
+        with ExitStack() as stack:
+            if wait:  # before it is stored, so that its end cannot be missed
+                stack.enter_context(self.app.hub.watch(job.id))
+            job_id = (await self.submit(call, [job], self.app.submissions))[0]
+            if wait:
+                return await call.unless_closed(self.record_when_final(call, job_id, wait))
+        if job_id == job.id:
+            return jobs.new_record(job, call.caller)
+        return (await self.records(call.caller, [job_id]))[0]
+
+    @endpoint("jobs:read", query=schemas.ListQuery, answer=schemas.JobRecord(many=True))
+    async def get(self, call: Call) -> Any:
+        """List jobs, newest first.
+
+        One's own; administrators see everybody's. The `Link` header names the next page.
+        """
+        limit, before = call.query["limit"], job_cursor(call.query["cursor"])
+        records, following = await self.app.database.run(
+            jobs.list_jobs, call.caller, _filter(call.query), limit, before, self.app.outputs
+        )
+        self.link_next(encode_cursor(following.bytes) if following else None)
+        return records
+
+
+class Batch(SubmitHandler):
+    @endpoint(
+        "jobs:write",
+        body=schemas.BatchRequest,
+        answer=schemas.JobRecord(many=True),
+        errors=[LimitReached, NotAllowed, IdempotencyMismatch, Unavailable],
+        headers=["Idempotency-Key"],
+    )
+    async def post(self, call: Call) -> Any:
+        """Submit 1 to 1,000 jobs, all or none of them.
+
+        Errors are given by the job's index. Answers with the jobs in the order of the request.
+        """
+        new = [jobs.new_job(call.caller.user_id, request) for request in call.body["jobs"]]
+        ids = await self.submit(call, new, self.app.batches)
+        if ids[0] == new[0].id:
+            return [jobs.new_record(job, call.caller) for job in new]
+        return await self.records(call.caller, ids)
+
+
+class CancelMany(AppHandler):
+    @endpoint("jobs:write", body=schemas.Filters, answer=schemas.Cancelled())
+    async def post(self, call: Call) -> Any:
+        """Cancel all jobs that match, and have not ended.
+
+        Takes the filters of the list. Without any, all of one's own jobs are cancelled.
+        """
+        wanted = _filter(call.body)
+        if wanted == jobs.Filter():
+            wanted = jobs.Filter(submitter=call.caller.username)
+        return {"cancelled": await self.app.database.run(_cancel_matching, call.caller, wanted)}
+
+
+class Job(AppHandler):
+    @endpoint("jobs:read", answer=schemas.JobRecord(), errors=[NotFound])
+    async def get(self, call: Call, job_id: str) -> Any:
+        """See a job.
+
+        The record holds the last 64 KiB of each output stream. While it is PENDING, `position` and `pending_reason`
+        tell what it waits for.
+        """
+        return await self.app.database.run(self._read, call.caller, job_id)
+
+    def _read(self, session: Session, caller: Caller, job_id: str) -> dict[str, Any]:
+        found = jobs.find(session, caller, job_id)
+        record = jobs.record(found, caller, self.app.outputs)
+        if found.status == "PENDING":
+            limits = self.app.limits
+            lost_after = self.app.settings.runner.lost_after
+            record.update(jobs.explain_pending(session, found, limits.max_running, lost_after))
+        return record
+
+
+class Cancel(AppHandler):
+    @endpoint("jobs:write", answer=schemas.JobRecord(), errors=[NotFound])
+    async def post(self, call: Call, job_id: str) -> Any:
+        """Cancel a job.
+
+        A waiting job ends at once. A running one gets SIGTERM, and after a grace time SIGKILL with all that it
+        started; its status changes when it has ended. A job that has ended stays as it is.
+        """
+        return await self.app.database.run(self._cancel, call.caller, job_id)
+
+    def _cancel(self, session: Session, caller: Caller, job_id: str) -> dict[str, Any]:
+        found = jobs.find(session, caller, job_id)
+        if not found.final:
+            queue.cancel(session, [found.job_id], caller.username)
+            session.flush()
+            found = jobs.find(session, caller, job_id)
+        return jobs.record(found, caller, self.app.outputs)
+
+
+class Rerun(SubmitHandler):
+    @endpoint(
+        "jobs:write",
+        answer=schemas.JobRecord(),
+        errors=[NotFound, LimitReached, NotAllowed, Conflict, IdempotencyMismatch, Unavailable],
+        headers=["Idempotency-Key"],
+    )
+    async def post(self, call: Call, job_id: str) -> Any:
+        """Run a job again.
+
+        Makes a new job of yours with the same request, to start as soon as it can. Only its owner can: others may
+        not see all of the request.
+        """
+        found = await self.find(call, job_id)
+        if found.row.user_id != call.caller.user_id:
+            raise NotAllowed("Only its owner can run a job again.")
+        if found.row.shell not in self.app.rules.shells:
+            raise Conflict(f"The interpreter {found.row.shell} is not offered any more.")
+        job = jobs.new_job(call.caller.user_id, jobs.request_again(found.row))
+        new_id = (await self.submit(call, [job], self.app.submissions))[0]
+        if new_id == job.id:
+            return jobs.new_record(job, call.caller)
+        return (await self.records(call.caller, [new_id]))[0]
+
+
+def _cancel_matching(session: Session, caller: Caller, wanted: jobs.Filter) -> int:
+    ids = jobs.matching(session, caller, wanted, _MAX_CANCEL)
+    queue.cancel(session, ids, caller.username)
+    return len(ids)
+
+
+def _filter(values: dict[str, Any]) -> jobs.Filter:
+    names = ("status", "name", "submitter", "created_after", "created_before")
+    return jobs.Filter(**{name: values[name] for name in names})
+
+
+def _canonical(body: bytes) -> bytes:
+    """The request's JSON in one form, so that white space and the order of keys make no other request."""
+    return orjson.dumps(orjson.loads(body), option=orjson.OPT_SORT_KEYS) if body else b""
+
+
+def _wait_of(call: Call) -> float | None:
+    """Seconds to wait: of the query, else of the Prefer header (RFC 7240, section 4.3)."""
+    wait: float | None = call.query["wait"]
+    if wait is None and (match := re.search(r"(?:^|[\s,;])wait=(-?\d{1,9})(?:$|[\s,;])", call.header("Prefer") or "")):
+        wait = float(match[1])
+        if not 0 <= wait <= 300:
+            raise InvalidRequest("Prefer: wait must be 0 to 300 seconds.", {"Prefer": ["wait must be 0 to 300."]})
+    return wait
+
+
+ROUTES = [
+    Route("/api/jobs", Jobs),
+    Route("/api/jobs/batch", Batch),
+    Route("/api/jobs/cancel", CancelMany),
+    Route("/api/jobs/{job_id}", Job),
+    Route("/api/jobs/{job_id}/cancel", Cancel),
+    Route("/api/jobs/{job_id}/rerun", Rerun),
+]

@@ -1,0 +1,217 @@
+"""A job's output: exact bytes, and followed live."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import orjson
+from tornado.iostream import StreamClosedError
+
+from baselayer.errors import InvalidRequest, LimitReached, NotFound, RangeNotSatisfiable
+from baselayer.handler import STREAMED, Call, Route, endpoint
+from shell_service import schemas
+from shell_service.handlers.base import AppHandler
+from shell_service.jobs import Found
+from shell_service.output import STREAMS, Stream
+from shell_service.streams import Event, Follower, Position
+
+
+class OutputHandler(AppHandler):
+    """What sending output has in common."""
+
+    def follower(self, call: Call, job_id: str, streams: tuple[Stream, ...], text: bool) -> Follower:
+        async def may_go_on() -> None:
+            caller = await self.app.authenticator.authenticate(call.header("Authorization"), "")
+            caller.require("jobs:read")
+
+        look = partial(self.find, call, job_id)
+        return Follower(self.app.hub, self.app.ticker, self.app.outputs, look, may_go_on, streams, text)
+
+    @contextmanager
+    def counted(self, call: Call) -> Iterator[None]:
+        """Hold one of the streams that a user may have open at once. Raises `LimitReached`."""
+        user, open_streams = call.caller.user_id, self.app.streams
+        most = self.app.settings.users.max_streams
+        if open_streams.get(user, 0) >= most:
+            raise LimitReached(f"You may have {most} streams open at once.", retry_after=5)
+        open_streams[user] = open_streams.get(user, 0) + 1
+        try:
+            yield
+        finally:
+            open_streams[user] -= 1
+            if not open_streams[user]:
+                del open_streams[user]
+
+    def start_stream(self, media: str) -> None:
+        self.set_header("Content-Type", media)
+        self.set_header("X-Accel-Buffering", "no")
+        self.set_header("X-Content-Type-Options", "nosniff")
+
+
+class Output(OutputHandler):
+    stream: Stream
+
+    async def send(self, call: Call, job_id: str) -> Any:
+        found = await self.find(call, job_id)
+        name = f"{found.public_id}.{self.stream}"
+        self.set_header("Content-Disposition", f'attachment; filename="{name}"')
+        if call.query["follow"]:
+            if "Range" in self.request.headers:
+                raise InvalidRequest("Give either follow or a Range.")
+            await self._follow(call, job_id)
+        else:
+            await self._send_range(found)
+        return STREAMED
+
+    async def _follow(self, call: Call, job_id: str) -> None:
+        with self.counted(call):
+            self.start_stream("application/octet-stream")
+            await self.flush()
+            try:
+                async for event in self.follower(call, job_id, (self.stream,), text=False).events(Position()):
+                    if event.data:
+                        self.write(event.data)
+                        await self.flush()
+            except StreamClosedError:
+                return
+        self.finish()
+
+    async def _send_range(self, found: Found) -> None:
+        outputs, attempt = self.app.outputs, found.attempt
+        size = outputs.size(found.job_id, attempt, self.stream) if found.row.started_at else 0
+        # A file only grows, and never after the job's end: job, attempt and size say all that a validator has to.
+        tag = f'"{found.job_id.hex}-{attempt}-{self.stream}-{size}"'
+        self.start_stream("application/octet-stream")
+        self.set_header("ETag", tag)
+        self.set_header("Accept-Ranges", "bytes")
+        if tag in re.split(r"\s*,\s*", self.request.headers.get("If-None-Match", "")):
+            self.set_status(304)
+            self.finish()
+            return
+        start, end = 0, size
+        wanted = self.request.headers.get("Range")
+        if wanted is not None and self.request.headers.get("If-Range", tag) == tag:
+            start, end = parse_range(wanted, size)
+            self.set_status(206)
+            self.set_header("Content-Range", f"bytes {start}-{end - 1}/{size}")
+        self.set_header("Content-Length", str(end - start))
+        if self.request.method != "HEAD":
+            for chunk in outputs.chunks(found.job_id, attempt, self.stream, start, end):
+                self.write(chunk)
+                try:
+                    await self.flush()
+                except StreamClosedError:
+                    return
+        self.finish()
+
+
+def parse_range(text: str, size: int) -> tuple[int, int]:
+    """Start and end (exclusive) of a single byte range (RFC 9110, section 14).
+
+    Raises `InvalidRequest` for what is not one, `RangeNotSatisfiable` for one that lies outside.
+    """
+    match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", text.strip(), re.ASCII)
+    if match is None or not (match[1] or match[2]):
+        raise InvalidRequest("Range must be one range of bytes, such as bytes=0-1023 or bytes=-1024.")
+    if not match[1]:
+        start, end = max(0, size - int(match[2])), size
+    else:
+        start, end = int(match[1]), min(size, int(match[2]) + 1) if match[2] else size
+        if match[2] and int(match[2]) < start:
+            raise InvalidRequest("Range ends before it starts.")
+    if start >= end:
+        raise RangeNotSatisfiable(f"There are {size} bytes.")
+    return start, end
+
+
+class Stdout(Output):
+    stream = "stdout"
+
+    @endpoint(
+        "jobs:read",
+        query=schemas.FollowQuery,
+        errors=[NotFound, RangeNotSatisfiable, LimitReached],
+        headers=["Range", "If-None-Match"],
+        media="application/octet-stream",
+    )
+    async def get(self, call: Call, job_id: str) -> Any:
+        """Get what a job printed, as exact bytes.
+
+        Takes a `Range`. With `follow=true` the answer goes on until the job has ended.
+        """
+        return await self.send(call, job_id)
+
+
+class Stderr(Output):
+    stream = "stderr"
+
+    @endpoint(
+        "jobs:read",
+        query=schemas.FollowQuery,
+        errors=[NotFound, RangeNotSatisfiable, LimitReached],
+        headers=["Range", "If-None-Match"],
+        media="application/octet-stream",
+    )
+    async def get(self, call: Call, job_id: str) -> Any:
+        """Get what a job printed to standard error, as exact bytes.
+
+        Takes a `Range`. With `follow=true` the answer goes on until the job has ended.
+        """
+        return await self.send(call, job_id)
+
+
+class EventStream(OutputHandler):
+    @endpoint(
+        "jobs:read",
+        errors=[NotFound, LimitReached],
+        headers=["Last-Event-ID"],
+        media="text/event-stream",
+    )
+    async def get(self, call: Call, job_id: str) -> Any:
+        """Follow a job as Server-Sent Events.
+
+        Events `stdout` and `stderr` carry text as a JSON string (bytes that are not UTF-8 are replaced); `status`
+        carries `{"status", "attempt", "reason"}` whenever it changes; `end` is the last, with the same. An event's id
+        says how far it got: send it as `Last-Event-ID` to go on from there. A comment comes every 15 seconds.
+        """
+        start = Position.parse(call.header("Last-Event-ID"))
+        await self.find(call, job_id)
+        with self.counted(call):
+            events = self.follower(call, job_id, STREAMS, text=True).events(start)
+            try:
+                async for event in events:
+                    if not self._headers_written:
+                        self.start_stream("text/event-stream; charset=utf-8")
+                    self.write(_encode(event))
+                    await self.flush()
+            except StreamClosedError:
+                return STREAMED
+        self.finish()
+        return STREAMED
+
+
+def _encode(event: Event) -> bytes:
+    if event.kind == "heartbeat":
+        return b":\n\n"
+    if event.kind in STREAMS:
+        data: Any = codecs.decode(event.data, "utf-8", "replace")
+    else:
+        row = event.job.row
+        data = {"status": event.job.status, "attempt": event.job.attempt, "reason": row.reason}
+    return b"id: %s\nevent: %s\ndata: %s\n\n" % (
+        str(event.position).encode(),
+        event.kind.encode(),
+        orjson.dumps(data),
+    )
+
+
+ROUTES = [
+    Route("/api/jobs/{job_id}/stdout", Stdout),
+    Route("/api/jobs/{job_id}/stderr", Stderr),
+    Route("/api/jobs/{job_id}/stream", EventStream),
+]

@@ -1,0 +1,90 @@
+"""Users: who I am, and what administrators do with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from baselayer.access import Caller
+from baselayer.errors import Conflict, NotFound
+from baselayer.handler import ANY, Call, Route, endpoint
+from baselayer.models import Token, User
+from shell_service import queue, schemas, users
+from shell_service.handlers import tokens
+from shell_service.handlers.base import AppHandler, decode_cursor, encode_cursor
+from shell_service.queue import Limits
+
+
+class Me(AppHandler):
+    @endpoint(ANY, answer=schemas.WhoAmI())
+    async def get(self, call: Call) -> Any:
+        """Who I am, and what I may do with this token."""
+        return await self.app.database.run(_who_am_i, call.caller, self.app.limits)
+
+
+class Users(AppHandler):
+    @endpoint("users:admin", body=schemas.UserRequest, answer=schemas.UserRecord(), errors=[Conflict])
+    async def post(self, call: Call) -> Any:
+        """Make a user.
+
+        Then make a token for him with `POST /api/tokens`, naming him as `username`.
+        """
+        return await self.app.database.run(_create, call.body, self.app.limits)
+
+    @endpoint("users:admin", query=schemas.PageQuery, answer=schemas.UserRecord(many=True))
+    async def get(self, call: Call) -> Any:
+        """List users, newest first."""
+        limit, cursor = call.query["limit"], decode_cursor(call.query["cursor"], 4)
+        before = int.from_bytes(cursor) if cursor else None
+        records = await self.app.database.run(users.page, limit + 1, before, self.app.limits)
+        self.link_next(encode_cursor(records[limit - 1]["id"].to_bytes(4)) if len(records) > limit else None)
+        return records[:limit]
+
+
+class OneUser(AppHandler):
+    @endpoint("users:admin", answer=schemas.UserRecord(), errors=[NotFound])
+    async def get(self, call: Call, username: str) -> Any:
+        """See a user."""
+        return await self.app.database.run(users.find, username, self.app.limits)
+
+    @endpoint("users:admin", body=schemas.UserPatch, answer=schemas.UserRecord(), errors=[NotFound, Conflict])
+    async def patch(self, call: Call, username: str) -> Any:
+        """Change a user's role, limits, or whether he is active.
+
+        Deactivating cancels his jobs and stops his tokens at once.
+        """
+        return await self.app.database.run(_change, call.caller, username, call.body, self.app.limits)
+
+
+def _who_am_i(session: Session, caller: Caller, defaults: Limits) -> dict[str, Any]:
+    row = session.execute(users.select_records().where(User.id == caller.user_id)).one()
+    token = session.execute(tokens.select_records().where(Token.id == caller.token_id)).first()
+    return {
+        **users.record(row, defaults),
+        "scopes": sorted(caller.scopes),
+        "token": tokens.record(token) if token else None,
+        **queue.usage(session, caller.user_id),
+    }
+
+
+def _create(session: Session, body: dict[str, Any], defaults: Limits) -> dict[str, Any]:
+    user_id = users.create(session, body["username"], body["role"], body["limits"])
+    name = session.scalar(select(User.username).where(User.id == user_id))
+    assert name is not None
+    return users.find(session, name, defaults)
+
+
+def _change(
+    session: Session, caller: Caller, username: str, changes: dict[str, Any], defaults: Limits
+) -> dict[str, Any]:
+    users.change(session, caller, username, changes)
+    return users.find(session, username, defaults)
+
+
+ROUTES = [
+    Route("/api/user", Me),
+    Route("/api/users", Users),
+    Route("/api/users/{username}", OneUser),
+]

@@ -1,0 +1,124 @@
+"""Tells those who wait in this process that a job has changed.
+
+Notifications from the database wake them; a slow look at all that is waited for is the truth behind, so a lost
+notification costs seconds, never an answer. Thousands may wait: each costs one `Watch`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from baselayer.database import Database
+from baselayer.errors import Unavailable
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 2.0
+_POLL_IDS = 2000
+
+State = tuple[bool, int | None]  # whether it has ended; the fence under which it runs
+
+
+class Watch:
+    """One who waits for a job."""
+
+    def __init__(self) -> None:
+        self.changed = False
+        self._event = asyncio.Event()
+
+    def tell(self) -> None:
+        """The job may have started or ended."""
+        self.changed = True
+        self._event.set()
+
+    def wake(self) -> None:
+        """There is another reason to look."""
+        self._event.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Until told or woken, but at most so long."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._event.wait()
+        except TimeoutError:
+            pass
+        self._event.clear()
+
+
+class Hub:
+    """The jobs that somebody in this process waits for."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._watched: dict[uuid.UUID, set[Watch]] = {}
+        self._states: dict[uuid.UUID, State] = {}
+        self._poll_now = asyncio.Event()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._watched.values()))
+
+    @contextmanager
+    def watch(self, job_id: uuid.UUID) -> Iterator[Watch]:
+        """Be told whenever this job may have started or ended. Look at the job after entering."""
+        watch = Watch()
+        self._watched.setdefault(job_id, set()).add(watch)
+        try:
+            yield watch
+        finally:
+            watches = self._watched[job_id]
+            watches.discard(watch)
+            if not watches:
+                del self._watched[job_id]
+                self._states.pop(job_id, None)
+
+    def heard(self, payload: str) -> None:
+        """Take a notification of channel ``job``: a letter, and ids in hex with commas between."""
+        for item in payload[1:].split(","):
+            self._wake(uuid.UUID(hex=item))
+
+    def poll_now(self) -> None:
+        """Look at all that is waited for, as notifications may have been lost."""
+        self._poll_now.set()
+
+    def _wake(self, job_id: uuid.UUID) -> None:
+        for watch in self._watched.get(job_id, ()):
+            watch.tell()
+
+    async def run(self) -> None:
+        """Look now and then, until cancelled."""
+        while True:
+            try:
+                async with asyncio.timeout(_POLL_SECONDS):
+                    await self._poll_now.wait()
+            except TimeoutError:
+                pass
+            self._poll_now.clear()
+            watched = list(self._watched)
+            for start in range(0, len(watched), _POLL_IDS):
+                try:
+                    states = await self._database.run(_states, watched[start : start + _POLL_IDS])
+                except Unavailable:
+                    break  # those who wait have limits of their own
+                for job_id, state in states.items():
+                    if job_id in self._watched and self._states.get(job_id) != state:
+                        self._states[job_id] = state
+                        self._wake(job_id)
+
+
+def _states(session: Session, job_ids: list[uuid.UUID]) -> dict[uuid.UUID, State]:
+    rows = session.execute(
+        text(
+            "SELECT j.id, j.status IS NOT NULL AS final, r.fence FROM job j"
+            " LEFT JOIN running_job r ON r.job_id = j.id AND r.started_at IS NOT NULL"
+            " WHERE j.id = ANY(CAST(:ids AS uuid[]))"
+        ),
+        {"ids": job_ids},
+    )
+    return {row.id: (row.final, row.fence) for row in rows}

@@ -1,0 +1,66 @@
+"""The first administrator, and demo users: made once, their tokens written to a file that only the operator reads."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+import sqlalchemy
+import yaml
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from baselayer.access import EVERY_SCOPE
+from baselayer.models import User
+from shell_service import users
+from shell_service.handlers import tokens
+
+FIRST_ADMIN = "admin"
+DEMO_USERS = ("alice", "bob", "carol")
+
+
+def first_admin(engine: sqlalchemy.Engine, tokens_file: Path) -> bool:
+    """Make the user ``admin`` with a token in `tokens_file`, unless there are users; whether it did.
+
+    The token is written before it is committed: a crash between leaves a useless line, never an unknown administrator.
+    """
+    with Session(engine) as session, session.begin():
+        session.execute(sqlalchemy.text('LOCK TABLE "user" IN EXCLUSIVE MODE'))
+        if session.scalar(select(User.id).limit(1)) is not None:
+            return False
+        user_id = users.create(session, FIRST_ADMIN, "admin", {})
+        made = tokens.insert(session, user_id, "Initial admin token", [EVERY_SCOPE], None)
+        write_tokens(tokens_file, {"INITIAL_ADMIN": made["token"]})
+        return True
+
+
+def demo_data(engine: sqlalchemy.Engine, tokens_file: Path) -> list[str]:
+    """Make the demo users that are missing, each with a token in `tokens_file`; returns the names of those made."""
+    made: dict[str, str] = {}
+    with Session(engine) as session, session.begin():
+        for name in DEMO_USERS:
+            if session.scalar(select(User.id).where(User.username == name)) is None:
+                user_id = users.create(session, name, "user", {})
+                made[name] = tokens.insert(session, user_id, "Demo token", [EVERY_SCOPE], None)["token"]
+        if made:
+            write_tokens(tokens_file, {f"DEMO_{name.upper()}": token for name, token in made.items()})
+    return list(made)
+
+
+def write_tokens(path: Path, new: dict[str, str]) -> None:
+    """Add tokens to a YAML file that only its owner can read; it is replaced whole, so nobody reads half of it."""
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        known = yaml.safe_load(path.read_text()) or {} if path.exists() else {}
+        fresh = path.with_name(f"{path.name}.{os.getpid()}")
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write("# Tokens of Shell Service, for its operator only.\n")
+            yaml.safe_dump({**known, **new}, file, sort_keys=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+    finally:
+        os.close(folder)

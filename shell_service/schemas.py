@@ -1,0 +1,361 @@
+"""What requests may say, and what answers hold: checks and the API document come from here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
+from marshmallow.experimental.context import Context
+
+from baselayer.fields import Flag, Instant, Number, Text, Whole
+from shell_service.models import STATUSES
+from shell_service.scopes import MEANINGS
+from shell_service.settings import Jobs
+
+NAME = "[A-Za-z0-9._-]+"
+DAY = 86_400
+CENTURY = 100 * 366 * DAY
+
+
+def about(text: str, example: Any = None) -> dict[str, Any]:
+    """The description of a field, and an example, for the API document."""
+    return {"description": text} if example is None else {"description": text, "example": example}
+
+
+class JobRules:
+    """The configured limits that job requests are checked against."""
+
+    def __init__(self, limits: Jobs, shells: Mapping[str, str]) -> None:
+        self.limits = limits
+        self.shells = shells
+
+
+def _rules() -> JobRules:
+    rules: JobRules = Context.get()
+    return rules
+
+
+class Code(fields.Field[str]):
+    """A script: text, or a list of lines."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
+        if isinstance(value, list) and all(isinstance(line, str) for line in value):
+            value = "\n".join(value) + "\n" if value else ""
+        if not isinstance(value, str):
+            raise ValidationError("Must be text, or a list of lines.")
+        if not value:
+            raise ValidationError("Must not be empty.")
+        if "\0" in value:
+            raise ValidationError("Must not contain a NUL character.")
+        most = _rules().limits.max_code
+        if len(value) > most or len(value.encode()) > most:
+            raise ValidationError(f"Must be at most {most} bytes.")
+        return value
+
+
+class JobRequest(Schema):
+    """A job to be run."""
+
+    code = Code(
+        required=True, metadata=about("The script: text, or a list of lines.", "for i in 1 2 3; do echo $i; done")
+    )
+    name = Text(low=1, high=100, pattern=NAME, load_default="job", metadata=about("First part of the job's id.", "hi"))
+    shell = Text(load_default="sh", metadata=about("The interpreter: one of those that GET /api/shells lists.", "sh"))
+    args = fields.List(
+        Text(), load_default=list, validate=validate.Length(max=1000), metadata=about("Positional arguments.", ["a"])
+    )
+    env = fields.Dict(
+        keys=Text(pattern="[A-Za-z_][A-Za-z0-9_]{0,63}"),
+        values=Text(),
+        load_default=dict,
+        validate=validate.Length(max=1000),
+        metadata=about("Environment variables.", {"GREETING": "hello"}),
+    )
+    stdin = Text(load_default="", metadata=about("What the script reads from its standard input."))
+    timeout = Number(
+        low=0,
+        high=CENTURY,
+        closed=False,
+        load_default=None,
+        metadata=about("Seconds that the script may run; at the limit it is ended, and the job is TIMEOUT.", 60),
+    )
+    priority = Whole(
+        low=-10, high=10, load_default=0, metadata=about("Order among your own jobs only; higher starts earlier.", 0)
+    )
+    run_at = Instant(load_default=None, metadata=about("Start no earlier than this.", "2030-01-31T12:00:00Z"))
+    delay = Number(low=0, high=CENTURY, load_default=None, metadata=about("Start no earlier than in so many seconds."))
+    retries = Whole(
+        low=0, high=1000, load_default=0, metadata=about("How often to try again when it ends FAILED or TIMEOUT.", 0)
+    )
+    retry_delay = Number(
+        low=0, high=CENTURY, load_default=1.0, metadata=about("Seconds before the first retry; doubled each time.", 1)
+    )
+    on_lost = fields.String(
+        load_default="fail",
+        validate=validate.OneOf(["fail", "requeue"]),
+        metadata=about("When the runner goes away while it runs: end NODE_FAIL, or run it again.", "fail"),
+    )
+
+    @validates_schema(skip_on_field_errors=False)
+    def _within_limits(self, data: dict[str, Any], **kwargs: Any) -> None:
+        rules, problems = _rules(), {}
+        limits = rules.limits
+        if (shell := data.get("shell")) is not None and shell not in rules.shells:
+            problems["shell"] = [f"Must be one of: {', '.join(rules.shells)}."]
+        for name, most in (
+            ("timeout", limits.max_timeout),
+            ("retries", limits.max_retries),
+            ("retry_delay", limits.max_retry_delay),
+            ("delay", limits.max_delay),
+        ):
+            if (data.get(name) or 0) > most:
+                problems[name] = [f"Must be at most {most:g}; the service's operator sets this limit."]
+        if data.get("run_at") is not None and data.get("delay") is not None:
+            problems["delay"] = ["Give either run_at or delay."]
+        texts = [*data.get("args", []), *data.get("env", {}).values(), data.get("stdin", "")]
+        if sum(len(item.encode()) for item in texts) > limits.max_input:
+            problems["stdin"] = [f"args, env and stdin together must be at most {limits.max_input} bytes."]
+        # Linux takes no single argument or variable of 128 KiB or more (MAX_ARG_STRLEN).
+        if any(len(item.encode()) >= 128 * 1024 - 128 for item in texts[:-1]):
+            problems["args"] = ["A single argument or variable must be shorter than 128 KiB."]
+        if problems:
+            raise ValidationError(problems)
+
+    @post_load
+    def _complete(self, data: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        if data["timeout"] is None:
+            data["timeout"] = _rules().limits.default_timeout
+        return data
+
+
+class BatchRequest(Schema):
+    """Jobs that are stored all together, or not at all."""
+
+    jobs = fields.List(fields.Nested(JobRequest), required=True, validate=validate.Length(min=1, max=1000))
+
+
+class WaitQuery(Schema):
+    """Whether to wait for the job's end."""
+
+    wait = Number(
+        low=0,
+        high=300,
+        load_default=None,
+        metadata=about("Seconds to wait for the job's end before answering with its state of then.", 10),
+    )
+
+
+class Filters(Schema):
+    """Which jobs are meant."""
+
+    status = fields.String(load_default=None, validate=validate.OneOf(STATUSES), metadata=about("Only these.", "FAILED"))
+    name = Text(low=1, high=100, pattern=NAME, load_default=None, metadata=about("Only jobs of this name."))
+    submitter = Text(low=1, high=100, load_default=None, metadata=about("Only jobs of this user (administrators)."))
+    created_after = Instant(load_default=None, metadata=about("Only jobs submitted after this time."))
+    created_before = Instant(load_default=None, metadata=about("Only jobs submitted before this time."))
+
+
+class ListQuery(Filters):
+    """Which jobs are meant, and how many at once."""
+
+    limit = Whole(low=1, high=1000, load_default=100, metadata=about("How many at the most.", 100))
+    cursor = Text(low=1, high=100, load_default=None, metadata=about("From the `Link` header of the page before."))
+
+
+class FollowQuery(Schema):
+    """How to send output."""
+
+    follow = Flag(load_default=False, metadata=about("Keep sending what the job prints until it ends."))
+
+
+class PageQuery(Schema):
+    """How many at once."""
+
+    limit = Whole(low=1, high=1000, load_default=100, metadata=about("How many at the most.", 100))
+    cursor = Text(low=1, high=100, load_default=None, metadata=about("From the `Link` header of the page before."))
+
+
+def _nullable(kind: type[fields.Field[Any]], text: str, **kwargs: Any) -> fields.Field[Any]:
+    return kind(allow_none=True, metadata=about(text), **kwargs)
+
+
+class JobRecord(Schema):
+    """A job, and how it went."""
+
+    id = fields.String(metadata=about("Its id: the name, and 32 hex digits."))
+    name = fields.String()
+    submitter_id = fields.Integer()
+    submitter = fields.String(metadata=about("Its owner's username."))
+    status = fields.String(validate=validate.OneOf(STATUSES))
+    reason = _nullable(fields.String, "How it ended, as a sentence.")
+    code = fields.String(metadata=about("The script; its first 1,024 characters in lists."))
+    shell = fields.String()
+    args = fields.List(fields.String())
+    env = fields.Dict(
+        keys=fields.String(),
+        values=fields.String(allow_none=True),
+        metadata=about("Values are shown to the owner only."),
+    )
+    timeout = fields.Float()
+    priority = fields.Integer()
+    retries = fields.Integer()
+    retry_delay = fields.Float()
+    on_lost = fields.String()
+    attempt = fields.Integer(metadata=about("The attempt that this record tells of; 0 before the first."))
+    created_at = Instant()
+    modified = Instant()
+    run_at = _nullable(Instant, "Not started before.")
+    started_at = _nullable(Instant, "When its script began.")
+    finished_at = _nullable(Instant, "When it reached its final status.")
+    return_code = _nullable(fields.Integer, "Exit code; null when a signal ended it.")
+    signal = _nullable(fields.String, "Name of the signal that ended it.")
+    stdout = _nullable(fields.String, "The last 64 KiB as text (1 KiB in lists); null until it has started.")
+    stderr = _nullable(fields.String, "The same of standard error.")
+    stdout_bytes = _nullable(fields.Integer, "Bytes kept of standard output.")
+    stderr_bytes = _nullable(fields.Integer, "Bytes kept of standard error.")
+    output_truncated = _nullable(fields.Boolean, "Whether more was printed than is kept.")
+    wall_seconds = _nullable(fields.Float, "How long the script ran.")
+    cpu_seconds = _nullable(fields.Float, "Processor time of all its processes.")
+    max_rss_bytes = _nullable(fields.Integer, "Peak memory of its largest process.")
+    runner = _nullable(fields.String, "The runner that ran it.")
+    cancelled_by = _nullable(fields.String, "Who cancelled it.")
+    position = _nullable(fields.Integer, "Its place among what can start next; null in lists, new jobs and far back.")
+    pending_reason = _nullable(fields.String, "What a pending job waits for.")
+
+
+class TokenRequest(Schema):
+    """A token to be made."""
+
+    name = Text(low=1, high=100, required=True, metadata=about("What you call it.", "laptop"))
+    scopes = fields.List(
+        fields.String(validate=validate.OneOf(list(MEANINGS))),
+        load_default=None,
+        validate=validate.Length(min=1, max=len(MEANINGS)),
+        metadata=about("What it is good for; by default the same as the token that you use.", ["jobs:read"]),
+    )
+    expires_in = Whole(low=1, high=CENTURY, load_default=None, metadata=about("Seconds until it expires.", DAY))
+    username = Text(low=1, high=100, load_default=None, metadata=about("For whom (administrators)."))
+
+
+class RotateRequest(Schema):
+    """How to replace a token."""
+
+    overlap = Whole(low=0, high=7 * DAY, load_default=0, metadata=about("Seconds that the old one still works.", 0))
+
+
+class TokenRecord(Schema):
+    """A token, without its secret."""
+
+    id = fields.Integer()
+    name = fields.String()
+    username = fields.String()
+    scopes = fields.List(fields.String())
+    prefix = fields.String(metadata=about("Its first characters, to tell tokens apart."))
+    created_at = Instant()
+    expires_at = _nullable(Instant, "When it stops working.")
+    last_used_at = _nullable(Instant, "When it was last used, to the minute.")
+
+
+class NewTokenRecord(TokenRecord):
+    """A token just made. The secret is in this answer only."""
+
+    token = fields.String()
+
+
+class LimitsRequest(Schema):
+    """Limits of a user; null stands for the configured default."""
+
+    max_running = Whole(low=0, high=10**6, allow_none=True, metadata=about("Jobs running at once.", 50))
+    max_queued = Whole(low=0, high=10**7, allow_none=True, metadata=about("Jobs waiting at once.", 20000))
+    jobs_per_minute = Whole(low=0, high=10**6, allow_none=True, metadata=about("Jobs submitted per minute.", 6000))
+
+
+class UserRequest(Schema):
+    """A user to be made."""
+
+    username = Text(low=1, high=100, pattern=NAME, required=True, metadata=about("His name.", "carol"))
+    role = fields.String(load_default="user", validate=validate.OneOf(["user", "admin"]))
+    limits = fields.Nested(LimitsRequest, load_default=dict)
+
+
+class UserPatch(Schema):
+    """What to change of a user."""
+
+    role = fields.String(validate=validate.OneOf(["user", "admin"]))
+    active = Flag(metadata=about("false cancels his jobs and stops his tokens at once."))
+    limits = fields.Nested(LimitsRequest)
+
+
+class LimitsRecord(Schema):
+    """The limits that hold for a user."""
+
+    max_running = fields.Integer()
+    max_queued = fields.Integer()
+    jobs_per_minute = fields.Integer()
+
+
+class UserRecord(Schema):
+    """A user."""
+
+    id = fields.Integer()
+    username = fields.String()
+    role = fields.String()
+    active = fields.Boolean()
+    created_at = Instant()
+    modified = Instant()
+    limits = fields.Nested(LimitsRecord)
+
+
+class WhoAmI(UserRecord):
+    """Who calls, and what he may do with this token."""
+
+    scopes = fields.List(fields.String(), metadata=about("What this token may do now."))
+    token = fields.Nested(TokenRecord)
+    running = fields.Integer(metadata=about("Jobs running now."))
+    queued = fields.Integer(metadata=about("Jobs waiting now."))
+
+
+class Cancelled(Schema):
+    """How many jobs a cancel was about."""
+
+    cancelled = fields.Integer(metadata=about("Jobs that have ended, or are being ended."))
+
+
+class ShellRecord(Schema):
+    """An interpreter that jobs can name."""
+
+    name = fields.String()
+    path = fields.String()
+
+
+class SysInfo(Schema):
+    """The service's version, and whether it is ready."""
+
+    version = fields.String()
+    ready = fields.Boolean()
+
+
+class RunnerRecord(Schema):
+    """A runner that is up."""
+
+    name = fields.String()
+    state = fields.String()
+    slots = fields.Integer()
+    running = fields.Integer()
+
+
+class Stats(Schema):
+    """Figures about one's jobs; administrators see all jobs."""
+
+    jobs = fields.Dict(
+        keys=fields.String(),
+        values=fields.Integer(),
+        metadata=about("Jobs by status: those that wait or run now, and those of the last 24 hours that ended."),
+    )
+    oldest_ready_seconds = _nullable(fields.Float, "How long the first job that could start has waited.")
+    runners = fields.List(fields.Nested(RunnerRecord))
+
+
+class Nothing(Schema):
+    """No data."""

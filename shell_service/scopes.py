@@ -1,0 +1,20 @@
+"""What a token may be good for, and what each role may do. Checks and docs are both made from these."""
+
+from __future__ import annotations
+
+from baselayer.access import EVERY_SCOPE, Scopes
+
+MEANINGS = {
+    "jobs:read": "See one's jobs, their output, and figures about them.",
+    "jobs:write": "Submit, rerun and cancel jobs.",
+    "scripts:read": "See saved scripts.",
+    "scripts:write": "Save and change scripts.",
+    "schedules:read": "See schedules.",
+    "schedules:write": "Make and change schedules.",
+    "tokens:read": "See one's tokens (never their secrets).",
+    "tokens:write": "Make, rotate and revoke tokens, within the scopes of the token that is used.",
+    "users:admin": "Manage users, and see the service's metrics. Administrators only.",
+    EVERY_SCOPE: "Everything that the token's owner may do.",
+}
+_USER = frozenset(MEANINGS) - {EVERY_SCOPE, "users:admin"}
+SCOPES = Scopes(MEANINGS, {"user": _USER, "admin": _USER | {"users:admin"}})

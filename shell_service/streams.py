@@ -1,0 +1,185 @@
+"""Following a job's output while it is written.
+
+The files are the truth: a follower looks whether they have grown. All followers of a process look at the same moments,
+a few times a second and only while somebody follows, so the database is not asked, and it works as well over a shared
+file system as on one host. What was sent is counted in bytes of the file, so a follower can go on where another ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
+
+from baselayer.errors import InvalidRequest
+from shell_service.hub import Hub, Watch
+from shell_service.jobs import Found
+from shell_service.output import CHUNK, STREAMS, OutputStore, Stream
+
+TICK_SECONDS = 0.05  # followers learn of new bytes within 100 ms; this leaves as much for the way
+HEARTBEAT_SECONDS = 15.0
+_RECHECK_SECONDS = 0.4  # how often a follower's right to follow is looked at
+
+
+class Ticker:
+    """Wakes those who ask for it at the next tick, and ticks only while somebody asks."""
+
+    def __init__(self, seconds: float = TICK_SECONDS) -> None:
+        self._seconds = seconds
+        self._asked = asyncio.Event()
+        self._sleepers: set[Watch] = set()
+
+    def wake(self, watch: Watch) -> None:
+        """Wake `watch` at the next tick."""
+        self._sleepers.add(watch)
+        self._asked.set()
+
+    async def run(self) -> None:
+        """Tick until cancelled."""
+        while True:
+            await self._asked.wait()
+            await asyncio.sleep(self._seconds)
+            self._asked.clear()
+            sleepers, self._sleepers = self._sleepers, set()
+            for watch in sleepers:
+                watch.wake()
+
+
+@dataclass(frozen=True)
+class Position:
+    """Up to where a follower has got: an attempt, and bytes of each of its streams. ``2-100-0`` as text."""
+
+    attempt: int = 0
+    stdout: int = 0
+    stderr: int = 0
+
+    _FORM = re.compile(r"(\d{1,5})-(\d{1,15})-(\d{1,15})", re.ASCII)
+
+    @classmethod
+    def parse(cls, text: str | None) -> Position:
+        """Raises `InvalidRequest` for what is not a position."""
+        if not text:
+            return cls()
+        match = cls._FORM.fullmatch(text)
+        if match is None:
+            raise InvalidRequest("Last-Event-ID must be the id of an event of this stream, such as 1-0-0.")
+        return cls(*map(int, match.groups()))
+
+    def __str__(self) -> str:
+        return f"{self.attempt}-{self.stdout}-{self.stderr}"
+
+    def at(self, stream: Stream) -> int:
+        return self.stdout if stream == "stdout" else self.stderr
+
+    def moved(self, stream: Stream, count: int) -> Position:
+        return replace(self, **{stream: self.at(stream) + count})
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something to tell a follower: new bytes of a stream, the job's state, its end, or just that we are here."""
+
+    kind: str  # "stdout", "stderr", "status", "end", "heartbeat"
+    position: Position
+    job: Found
+    data: bytes = b""
+
+
+class Follower:
+    """Follows one job for one reader."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        ticker: Ticker,
+        outputs: OutputStore,
+        look: Callable[[], Awaitable[Found]],
+        may_go_on: Callable[[], Awaitable[None]],
+        streams: tuple[Stream, ...] = STREAMS,
+        text: bool = False,
+    ) -> None:
+        """`look` finds the job anew; `may_go_on` raises when its reader may not see it any more.
+
+        With `text`, bytes are cut between characters of UTF-8.
+        """
+        self._hub = hub
+        self._ticker = ticker
+        self._outputs = outputs
+        self._look = look
+        self._may_go_on = may_go_on
+        self._streams = streams
+        self._text = text
+
+    async def events(self, start: Position) -> AsyncIterator[Event]:
+        """Everything from `start` to the end of the job. Nothing is read ahead of the reader."""
+        job = await self._look()
+        position = start
+        if position.attempt > job.attempt or (position.attempt == job.attempt and self._beyond(job, position)):
+            raise InvalidRequest("Last-Event-ID is ahead of what this job has printed.")
+        with self._hub.watch(job.job_id) as watch:
+            job = await self._look()
+            told: tuple[str, int] | None = None
+            spoke = checked = time.monotonic()
+            while True:
+                if position.attempt == 0:  # from the start of the attempt that runs, or the last that ran
+                    position = Position(attempt=job.attempt)
+                if told != (job.status, job.attempt) and not job.final:
+                    told = (job.status, job.attempt)
+                    spoke = time.monotonic()
+                    yield Event("status", position, job)
+                sent = False
+                for stream in self._streams:
+                    data = self._next(job, position, stream)
+                    if data:
+                        position = position.moved(stream, len(data))
+                        sent = True
+                        spoke = time.monotonic()
+                        yield Event(stream, position, job, data)
+                if time.monotonic() - checked > _RECHECK_SECONDS:
+                    await self._may_go_on()
+                    checked = time.monotonic()
+                if watch.changed:
+                    watch.changed = False
+                    job = await self._look()
+                elif sent:
+                    await asyncio.sleep(0)  # others have their turn
+                elif position.attempt < job.attempt:  # only when all of the attempt before is sent
+                    position = Position(attempt=position.attempt + 1)
+                elif job.final:
+                    yield Event("status", position, job)
+                    yield Event("end", position, job)
+                    return
+                else:
+                    if job.status == "RUNNING":
+                        self._ticker.wake(watch)
+                    await watch.wait(_RECHECK_SECONDS)
+                    if time.monotonic() - spoke > HEARTBEAT_SECONDS:
+                        spoke = time.monotonic()
+                        yield Event("heartbeat", position, job)
+
+    def _beyond(self, job: Found, position: Position) -> bool:
+        return any(
+            position.at(stream) > self._outputs.size(job.job_id, position.attempt, stream) for stream in STREAMS
+        )
+
+    def _next(self, job: Found, position: Position, stream: Stream) -> bytes:
+        offset = position.at(stream)
+        if self._outputs.size(job.job_id, position.attempt, stream) <= offset:
+            return b""
+        data = self._outputs.read(job.job_id, position.attempt, stream, offset, CHUNK)
+        if self._text and (len(data) == CHUNK or not job.final):
+            data = data[: whole_characters(data)]
+        return data
+
+
+def whole_characters(data: bytes) -> int:
+    """How many bytes of `data` to take so that no character of UTF-8 is cut at the end; all, if it is not UTF-8."""
+    for back in range(1, min(4, len(data)) + 1):
+        byte = data[-back]
+        if byte & 0xC0 == 0x80:
+            continue
+        need = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
+        return len(data) - back if need > back else len(data)
+    return len(data)
