@@ -13,6 +13,11 @@ request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", d
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
 
 
+def escape(text: str) -> str:
+    """`text` with its control characters, but tabs and line ends, made visible."""
+    return text.translate(_ESCAPES)
+
+
 class LineFormatter(logging.Formatter):
     """``time level request logger message``, control characters escaped, further lines (tracebacks) indented."""
 
@@ -21,7 +26,7 @@ class LineFormatter(logging.Formatter):
         message = record.getMessage()
         if record.exc_info:
             message += "\n" + self.formatException(record.exc_info)
-        message = message.translate(_ESCAPES).replace("\n", "\n    ")
+        message = escape(message).replace("\n", "\n    ")
         return f"{time} {record.levelname:<7} {request_id.get()} {record.name}: {message}"
 
 

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 from urllib.parse import quote
 
 from baselayer import privilege
@@ -123,6 +124,13 @@ class Cluster:
         privilege.expose([binaries().parent, self.data, self.sockets], self.account)
         privilege.drop(self.account)
 
+    def start(self, max_connections: int, shared_buffers: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        """Run the server as a child, in a session of its own; SIGINT stops it. For tools and tests."""
+        return subprocess.Popen(
+            self.argv(max_connections, shared_buffers), env=_CLEAN, cwd="/", stdin=subprocess.DEVNULL,
+            stdout=log, stderr=log, start_new_session=True, preexec_fn=self.enter,
+        )  # fmt: skip
+
     def _make_password(self) -> None:
         """A generated password, 0600: it works for a uid without a name on this host, which peer authentication does
         not, and unlike trust it does not let in whoever only gets hold of the socket."""
@@ -161,8 +169,9 @@ class Cluster:
         statements = f"ALTER ROLE {self.name} PASSWORD '{verifier}';\nCREATE DATABASE {self.name};\n"
         single = [str(binaries() / "postgres"), "--single", "-D", str(scratch), "postgres"]
         self._run(single, scratch, maker, statements)
-        (scratch / "pg_hba.conf").write_text("# The socket only, with the password of data_dir/secrets.\n"
-                                             "local all all scram-sha-256\n")
+        (scratch / "pg_hba.conf").write_text(
+            "# The socket only, with the password of data_dir/secrets.\nlocal all all scram-sha-256\n"
+        )
         self._own(scratch)
         scratch.rename(self.data)
 

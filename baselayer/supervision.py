@@ -1,0 +1,79 @@
+"""Speaking with supervisord over its unix socket, with a limit on every wait."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import xmlrpc.client
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Supervisor's process states.
+STOPPED, STARTING, RUNNING, BACKOFF, STOPPING, EXITED, FATAL = 0, 10, 20, 30, 40, 100, 200
+
+
+class SupervisorError(Exception):
+    """supervisord does not answer, or refuses."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A supervised process: `name` such as ``app_00``, state, pid (0: none), seconds up, last exit status."""
+
+    name: str
+    group: str
+    state: int
+    state_name: str
+    pid: int
+    uptime: int
+    exit_status: int
+    description: str
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class Supervisor:
+    """A client of the supervisord that listens at `path`; each call takes at most about `timeout` seconds."""
+
+    def __init__(self, path: Path, timeout: float = 3.0) -> None:
+        self.path = path
+        self.timeout = timeout
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call an XML-RPC method by its full name. Raises `SupervisorError`."""
+        connection = _Connection(self.path, self.timeout)
+        try:
+            body = xmlrpc.client.dumps(arguments, method)
+            connection.request("POST", "/RPC2", body, {"Content-Type": "text/xml"})
+            answer = connection.getresponse().read()
+            return xmlrpc.client.loads(answer)[0][0]
+        except (OSError, http.client.HTTPException, xmlrpc.client.Error, ValueError) as error:
+            raise SupervisorError(f"supervisord did not answer: {error}") from error
+        finally:
+            connection.close()
+
+    def programs(self) -> list[Program]:
+        """Every program and how it is. Raises `SupervisorError`."""
+        return [
+            Program(
+                name=entry["name"],
+                group=entry["group"],
+                state=entry["state"],
+                state_name=entry["statename"],
+                pid=entry["pid"],
+                uptime=max(0, entry["now"] - entry["start"]) if entry["pid"] else 0,
+                exit_status=entry["exitstatus"],
+                description=entry["description"],
+            )
+            for entry in self.call("supervisor.getAllProcessInfo")
+        ]

@@ -1,0 +1,153 @@
+"""Operators' work on the database: make it, migrate it, empty it, look into it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import sqlalchemy
+from sqlalchemy import URL, make_url, text
+
+from baselayer import postgres
+from services import layout, run
+from services.migrate.__main__ import migrate, wait_until_up
+from shell_service import provision
+from shell_service.settings import Settings
+
+START_SECONDS = 60
+
+
+class DatabaseError(Exception):
+    """The database cannot be used; the message says what to do about it."""
+
+
+def initialise(settings: Settings, say: Callable[[str], None], admin_url: str = "") -> None:
+    """Make the database, and on a server of yours its role too when `admin_url` belongs to somebody who may.
+
+    Raises `DatabaseError` with a diagnosis.
+    """
+    if settings.database.url == "embedded":
+        layout.prepare_folders(settings)
+        made = settings.cluster.create()
+        say(f"[check] embedded database in {settings.postgres_dir}: {'made' if made else 'is there'}")
+        return
+    url = make_url(settings.database_url)
+    error = _refusal(url)
+    if error is None:
+        say(f"[check] database {url.database}: is there, and {url.username or 'the default user'} may use it")
+        return
+    try:
+        creator = make_url(postgres.database_url(admin_url, settings.cluster)) if admin_url else url
+        _create(creator, url)
+    except sqlalchemy.exc.SQLAlchemyError as second:
+        raise DatabaseError(_diagnosis(url, error, str(getattr(second, "orig", second)).strip())) from second
+    say(f"[check] database {url.database}: made")
+
+
+def _refusal(url: URL) -> str | None:
+    try:
+        wait_until_up(url.render_as_string(hide_password=False), 0)
+    except sqlalchemy.exc.OperationalError as error:
+        return str(error.orig).strip()
+    return None
+
+
+def _create(creator: URL, url: URL) -> None:
+    engine = sqlalchemy.create_engine(
+        creator.set(database="postgres"), isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool
+    )
+    quote = engine.dialect.identifier_preparer.quote_identifier
+    with engine.connect() as connection:
+        known = connection.scalar(text("SELECT 1 FROM pg_roles WHERE rolname = :name"), {"name": url.username})
+        if url.username and not known:
+            literal = connection.scalar(text("SELECT quote_literal(:password)"), {"password": url.password or ""})
+            connection.exec_driver_sql(f"CREATE ROLE {quote(url.username)} LOGIN PASSWORD {literal}".replace("%", "%%"))
+        if not connection.scalar(text("SELECT 1 FROM pg_database WHERE datname = :name"), {"name": url.database}):
+            owner = f" OWNER {quote(url.username)}" if url.username else ""
+            connection.exec_driver_sql(f"CREATE DATABASE {quote(url.database or '')}{owner} ENCODING 'UTF8'")
+
+
+def _diagnosis(url: URL, first: str, second: str) -> str:
+    where = f"{url.host or 'the local socket'}:{url.port or 5432}"
+    return (
+        f"cannot use database {url.database} on {where} as {url.username}\n"
+        f"  connecting to it:  {first}\n"
+        f"  making it:         {second}\n"
+        "Check that\n"
+        f"  1. PostgreSQL 14 or later runs at {where};\n"
+        "  2. user and password in database.url are right, and pg_hba.conf lets them in from here;\n"
+        "  3. role and database exist. Somebody who may can make them with\n"
+        f"       CREATE ROLE {url.username} LOGIN PASSWORD '...';\n"
+        f"       CREATE DATABASE {url.database} OWNER {url.username};\n"
+        '     or let this do it: make db_init ARGS="--admin-url postgresql://postgres:...@host/postgres"'
+    )
+
+
+@contextmanager
+def served(settings: Settings) -> Iterator[None]:
+    """Within the block the database answers: an embedded one that does not run yet is started for as long."""
+    if settings.database.url != "embedded":
+        yield
+        return
+    layout.prepare_folders(settings)
+    settings.cluster.create()
+    if _refusal(make_url(settings.database_url)) is None:
+        yield
+        return
+    with run.alone(settings), (settings.log_dir / "postgres.log").open("ab") as log:
+        server = settings.cluster.start(settings.max_connections, settings.database.shared_buffers, log)
+        try:
+            wait_until_up(settings.database_url, START_SECONDS)
+            yield
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait(60)
+
+
+def migrate_now(settings: Settings, say: Callable[[str], None]) -> None:
+    """Upgrade the schema and make the first administrator, whether or not the service runs."""
+    with served(settings):
+        migrate(settings)
+    say("[check] the database has the newest schema")
+
+
+def clear(settings: Settings, say: Callable[[str], None]) -> None:
+    """Delete every row, every job's output and the tokens file. Raises `run.RunError` while the service runs."""
+    layout.prepare_folders(settings)
+    with run.alone(settings):
+        if settings.database.url == "embedded":
+            shutil.rmtree(settings.postgres_dir, ignore_errors=True)
+        else:
+            engine = sqlalchemy.create_engine(settings.database_url, poolclass=sqlalchemy.NullPool)
+            with engine.begin() as connection:
+                connection.execute(text("DROP SCHEMA public CASCADE"))
+                connection.execute(text("CREATE SCHEMA public"))
+        shutil.rmtree(settings.output_dir, ignore_errors=True)
+        settings.tokens_file.unlink(missing_ok=True)
+    say("[check] database, output and tokens are gone; the next start makes new ones")
+
+
+def shell(settings: Settings) -> None:
+    """psql on the database, for as long as the person likes."""
+    wheel = postgres.binaries() / "psql" if settings.database.url == "embedded" else None
+    psql = str(wheel or shutil.which("psql") or postgres.binaries() / "psql")
+    with served(settings):
+        url = make_url(settings.database_url)
+        # Not in the arguments, which everybody on this host can read.
+        secret = {"PGPASSWORD": url.password} if url.password else {}
+        plain = url.set(drivername="postgresql", password=None).render_as_string()
+        subprocess.run([psql, plain], env={**os.environ, **secret}, check=False)
+
+
+def load_demo_data(settings: Settings, say: Callable[[str], None]) -> None:
+    """Add demo users, and their tokens to the tokens file."""
+    with served(settings):
+        migrate(settings)
+        engine = sqlalchemy.create_engine(settings.database_url, poolclass=sqlalchemy.NullPool)
+        made = provision.demo_data(engine, settings.tokens_file)
+    said = f"made {', '.join(made)}" if made else "all are there"
+    say(f"[check] demo users: {said}; their tokens are in {settings.tokens_file.name}")

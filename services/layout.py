@@ -1,0 +1,161 @@
+"""Where the services' files are, and what goes into them: everything that must be there before the first process."""
+
+from __future__ import annotations
+
+import base64
+import grp
+import hashlib
+import json
+import os
+import pwd
+import re
+import resource
+import shlex
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+from baselayer import rendering
+from baselayer.config import ConfigError
+from baselayer.privilege import named_account
+from shell_service import __version__
+from shell_service.settings import ROOT, Settings
+
+SERVICES = ROOT / "services"
+# Whom nginx's workers are when root starts it; Debian's, Fedora's and macOS's names for it, then the common one.
+WEB_ACCOUNTS = ("www-data", "nginx", "_www", "nobody")
+
+
+def prepare_folders(settings: Settings) -> None:
+    """Make the folders that all services share. Those that only the owner may enter are 0700.
+
+    As root others must pass through to what is theirs (nginx to the site and the sockets, PostgreSQL to its data),
+    without seeing what else is there: 0711. Raises `ConfigError` when a folder belongs to somebody else.
+    """
+    root = os.geteuid() == 0
+    pass_through, private = 0o711 if root else 0o700, 0o700
+    folders = {
+        settings.data_dir: pass_through,
+        settings.run_dir: pass_through,
+        settings.run_dir / "nginx": pass_through,
+        settings.log_dir: private,
+        settings.secrets_dir: private,
+        settings.site_dir: 0o755,
+        # Sockets made here get the folder's group, which is nginx's, so 0660 is enough for them.
+        settings.socket_dir: 0o2711 if root else 0o700,
+    }
+    for folder, mode in folders.items():
+        rendering.check_path(folder, "data_dir")
+        try:
+            folder.mkdir(mode=private, parents=True, exist_ok=True)
+            status = folder.lstat()
+            if status.st_uid != os.geteuid() or not stat.S_ISDIR(status.st_mode):
+                raise ConfigError(f"{folder} belongs to uid {status.st_uid}, and this is uid {os.geteuid()}")
+            if folder == settings.socket_dir and root:
+                os.chown(folder, 0, named_account(*WEB_ACCOUNTS)[1].gid)
+            folder.chmod(mode)
+        except OSError as error:
+            raise ConfigError(f"cannot use the folder {folder}: {error.strerror}") from error
+
+
+def write_configuration(settings: Settings, overlay: Path | None) -> Path:
+    """Render nginx's and supervisord's configuration into `run_dir`; returns the path of the latter."""
+    context = _context(settings, overlay)
+    nginx = rendering.environment(SERVICES).get_template("nginx/nginx.conf.j2").render(context)
+    rendering.write(settings.run_dir / "nginx.conf", nginx)
+    path = settings.run_dir / "supervisord.conf"
+    rendering.write(path, rendering.supervisor_config([SERVICES], context))
+    return path
+
+
+def clean_environment(settings: Settings) -> dict[str, str]:
+    """The environment of every service: nothing of the operator's, no secret, and a mark of whose they are."""
+    return {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/homebrew/bin",
+        "LANG": "C.UTF-8",
+        "HOME": str(settings.data_dir),
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+        MARK: str(settings.data_dir),
+    }
+
+
+MARK = "SHELL_SERVICE_DATA_DIR"
+
+
+def stop_seconds(settings: Settings) -> float:
+    """The longest that an orderly stop of everything may take: the services' own limits, one after the other."""
+    app = _app_stop_seconds(settings)
+    return 2 * app + _runner_stop_seconds(settings) + 15 + 5 + 30 + 60
+
+
+def _app_stop_seconds(settings: Settings) -> int:
+    return int(settings.server.drain_seconds) + 5
+
+
+def _runner_stop_seconds(settings: Settings) -> int:
+    """Draining, then ending what is left the gentle way, then reporting it."""
+    return int(settings.runner.drain_seconds + settings.jobs.kill_grace) + 10
+
+
+def _context(settings: Settings, overlay: Path | None) -> dict[str, Any]:
+    rendering.check_path(ROOT, "the checkout")
+    rendering.check_path(Path(sys.executable), "Python")
+    arguments = ["--config", str(rendering.check_path(overlay, "CONFIG"))] if overlay else []
+
+    def command(service: str) -> str:
+        return shlex.join([sys.executable, "-m", f"services.{service}", *arguments])
+
+    def envelope(code: str, message: str) -> str:
+        data = {"code": code, "errors": {}}
+        text = json.dumps({"status": "error", "message": message, "data": data, "version": __version__})
+        return text.replace("\\", "\\\\").replace("'", "\\'")
+
+    files = _open_files(2 * settings.server.max_waiting + 2048)
+    # Each request holds two: the client's connection and the worker's.
+    nginx_files = _open_files(2 * settings.server.processes * settings.server.max_waiting + 4096)
+    host = f"[{settings.server.host}]" if ":" in settings.server.host else settings.server.host
+    tls = settings.server.tls
+    return {
+        "settings": settings,
+        "root": ROOT,
+        "root_user": os.geteuid() == 0,
+        "command": command,
+        "envelope": envelope,
+        "open_files": files,
+        "app_stop_seconds": _app_stop_seconds(settings),
+        "runner_stop_seconds": _runner_stop_seconds(settings),
+        "worker_account": _web_account() if os.geteuid() == 0 else "",
+        "nginx_processes": max(1, (os.cpu_count() or 1) // 2),
+        "nginx_files": nginx_files,
+        "nginx_connections": nginx_files - 64,
+        "listen": f"{host}:{settings.server.port}",
+        "tls_certificate": rendering.check_path(ROOT / tls.certificate, "server.tls.certificate"),
+        "tls_key": rendering.check_path(ROOT / tls.key, "server.tls.key"),
+        "site_policy": site_policy(settings.site_dir),
+    }
+
+
+def _open_files(wanted: int) -> int:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+
+
+def _web_account() -> str:
+    name, account = named_account(*WEB_ACCOUNTS)
+    return f"{name} {grp.getgrgid(pwd.getpwnam(name).pw_gid).gr_name}" if account else name
+
+
+def site_policy(site: Path) -> str:
+    """The Content-Security-Policy of the docs site: its own files, and exactly the inline scripts that it has."""
+    hashes = set()
+    for page in site.rglob("*.html"):
+        for script in re.findall(r"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", page.read_text(), re.DOTALL):
+            digest = hashlib.sha256(script.encode()).digest()
+            hashes.add(f"'sha256-{base64.b64encode(digest).decode()}'")
+    scripts = " ".join(["'self'", *sorted(hashes)[:50]])
+    return (
+        f"default-src 'self'; script-src {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+        "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    )

@@ -1,0 +1,64 @@
+"""Brings the database to the newest schema and makes the first administrator, then ends: 0, or 1 for "try again"."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+import click
+import sqlalchemy
+
+from baselayer import log
+from services.options import config_option
+from shell_service import migrations, provision
+from shell_service.settings import Settings
+
+logger = logging.getLogger("migrate")
+WAIT_SECONDS = 60
+
+
+def migrate(settings: Settings) -> None:
+    """Wait for the database, upgrade its schema, provision. Raises `sqlalchemy.exc.OperationalError` when the
+    database does not answer in time; of several that migrate at once, one does it and the others wait."""
+    wait_until_up(settings.database_url, WAIT_SECONDS)
+    engine = sqlalchemy.create_engine(settings.database_url, poolclass=sqlalchemy.NullPool)
+    with engine.connect() as connection:
+        before = migrations.current(connection)
+        migrations.upgrade(connection)
+        logger.info("schema: %s, was %s", migrations.current(connection), before or "empty")
+    if provision.first_admin(engine, settings.tokens_file):
+        logger.info("made the first administrator; its token is in %s", settings.tokens_file.name)
+
+
+def wait_until_up(url: str, seconds: float) -> None:
+    """Return as soon as the server at `url` accepts a connection. Raises its last error after `seconds`."""
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args={"connect_timeout": 3})
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            engine.connect().close()
+            return
+        except sqlalchemy.exc.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
+
+
+@click.command()
+@config_option
+def main(settings: Settings) -> None:
+    """Upgrade the database and make the first administrator."""
+    log.set_up(settings.log.level)
+    try:
+        migrate(settings)
+    except sqlalchemy.exc.OperationalError as error:
+        logger.error("the database does not answer: %s", str(error.orig).strip())
+        sys.exit(1)
+    except Exception:
+        logger.exception("the database could not be migrated")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""What runs and how it is: gathered from supervisord and the database, each within a limit, each able to be missing.
+
+The page is public, so it holds no tenant's data, no path, no host name and no message of another program.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import psycopg2
+import psycopg2.extensions
+import sqlalchemy
+import tornado
+
+from baselayer import supervision
+from baselayer.postgres import PostgresError
+from baselayer.supervision import Supervisor, SupervisorError
+from shell_service import __version__
+from shell_service.settings import Settings
+
+T = TypeVar("T")
+
+SECONDS = 2
+COUNT_LIMIT = 100_000  # counting stops here: a long queue must not make a slow page
+
+_RUNNERS = """
+SELECT runner.name, runner.state, runner.slots, runner.sandbox IS NULL,
+       extract(epoch FROM clock_timestamp() - runner.beat_at)::float8,
+       (SELECT count(*) FROM running_job WHERE running_job.runner_id = runner.id)
+FROM runner WHERE runner.state <> 'gone' OR runner.beat_at > now() - interval '1 hour'
+ORDER BY runner.name LIMIT 200
+"""
+_COUNT = f"SELECT count(*) FROM (SELECT 1 FROM {{table}} LIMIT {COUNT_LIMIT + 1}) AS bounded"
+
+
+def collect(settings: Settings) -> dict[str, Any]:
+    """The report, as it is shown and as JSON. Takes at most a few seconds, and never raises for what is down."""
+    with ThreadPoolExecutor(2) as threads:
+        asked = threads.submit(_processes, settings)
+        data = threads.submit(_database, settings).result()
+        processes = asked.result()
+    return {
+        "status": _verdict(processes, data, settings.runner.lost_after),
+        "time": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "version": __version__,
+        "versions": {"tornado": tornado.version, "sqlalchemy": sqlalchemy.__version__},
+        "processes": processes,
+        **data,
+    }
+
+
+def _processes(settings: Settings) -> list[dict[str, Any]] | None:
+    try:
+        programs = Supervisor(settings.socket_dir / "supervisor.sock", SECONDS).programs()
+    except SupervisorError:
+        return None
+    return [
+        {
+            "name": program.name,
+            "state": "DONE" if _is_done(program) else program.state_name,
+            "ok": program.state == supervision.RUNNING or _is_done(program),
+            "uptime_seconds": program.uptime,
+        }
+        for program in programs
+    ]
+
+
+def _is_done(program: supervision.Program) -> bool:
+    return program.state == supervision.EXITED and program.exit_status == 0
+
+
+def _database(settings: Settings) -> dict[str, Any]:
+    down = {"database": {"state": "down", "latency_ms": None, "version": None}, "runners": None, "queue": None}
+    try:
+        dsn = sqlalchemy.make_url(settings.database_url).set(drivername="postgresql")
+        started = time.perf_counter()
+        connection = psycopg2.connect(
+            dsn.render_as_string(hide_password=False),
+            connect_timeout=SECONDS,
+            options=f"-c statement_timeout={SECONDS * 1000}",
+            application_name="status",
+        )
+    except (psycopg2.Error, PostgresError, sqlalchemy.exc.ArgumentError):
+        return down
+    try:
+        connection.autocommit = True
+        version = _attempt(lambda: _rows(connection, "SHOW server_version")[0][0])
+        latency = (time.perf_counter() - started) * 1000
+        if version is None:
+            return down
+        tables = {"ready": "ready_job", "deferred": "deferred_job", "running": "running_job"}
+        queue = {
+            name: _attempt(lambda table=table: _rows(connection, _COUNT.format(table=table))[0][0])
+            for name, table in tables.items()
+        }
+        return {
+            "database": {"state": "up", "latency_ms": round(latency, 1), "version": str(version).split()[0]},
+            "runners": _attempt(lambda: [_runner(row) for row in _rows(connection, _RUNNERS)]),
+            "queue": {**queue, "counted_to": COUNT_LIMIT},
+        }
+    finally:
+        connection.close()
+
+
+def _runner(row: tuple[Any, ...]) -> dict[str, Any]:
+    name, state, slots, sandbox, age, running = row
+    return {
+        "name": name,
+        "state": state,
+        "slots": slots,
+        "running": running,
+        "heartbeat_age_seconds": round(age, 1),
+        "sandbox": "ok" if sandbox else "not working: takes no jobs",
+    }
+
+
+def _rows(connection: psycopg2.extensions.connection, statement: str) -> list[tuple[Any, ...]]:
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchall()
+
+
+def _attempt(ask: Callable[[], T]) -> T | None:
+    """What `ask` returns, or None when the database has no such table, is too slow, or has just gone."""
+    try:
+        return ask()
+    except psycopg2.Error:
+        return None
+
+
+def _verdict(processes: list[dict[str, Any]] | None, data: dict[str, Any], lost_after: float) -> str:
+    """``ok``, ``degraded``, or ``down`` when nothing that matters answers."""
+    database = data["database"]["state"] == "up"
+    if processes is None and not database:
+        return "down"
+    able = [
+        runner
+        for runner in data["runners"] or []
+        if runner["state"] == "live" and runner["sandbox"] == "ok" and runner["heartbeat_age_seconds"] < lost_after
+    ]
+    well = database and bool(able) and processes is not None and all(process["ok"] for process in processes)
+    return "ok" if well else "degraded"
