@@ -154,7 +154,7 @@ _WANTED: FromClause = func.unnest(
     bindparam("ids", type_=ARRAY(sql.Uuid)),
     bindparam("users", type_=ARRAY(sql.Integer)),
     bindparam("admins", type_=ARRAY(sql.Boolean)),
-).table_valued(column("id", sql.Uuid), column("user_id", sql.Integer), column("is_admin", sql.Boolean), name="wanted")
+).table_valued(column("id", sql.Uuid), column("user_id", sql.Integer), column("is_admin", sql.Boolean)).render_derived(name="wanted")
 _FETCH = (
     _wide(Job.code)
     .add_columns(_WANTED.c.user_id.label("for_user"))

@@ -328,14 +328,14 @@ class Fenced:
 def mark_started(session: Session, attempts: Sequence[Fenced]) -> list[bool]:
     """Record that these scripts are about to begin; for each, whether it may.
 
-    It may not when the claim is not valid any more, or the job is to be cancelled.
+    It may not when the claim is not valid any more, or the job is to be cancelled. Asking again, when it is not known
+    whether the first time counted, gives the same answer.
     """
     rows = session.execute(
         text(
-            "UPDATE running_job r SET started_at = clock_timestamp()"
+            "UPDATE running_job r SET started_at = coalesce(r.started_at, clock_timestamp())"
             " FROM unnest(CAST(:ids AS uuid[]), CAST(:fences AS bigint[])) AS d(job_id, fence)"
-            " WHERE r.job_id = d.job_id AND r.fence = d.fence"
-            " AND r.started_at IS NULL AND r.cancel_requested_at IS NULL RETURNING r.job_id"
+            " WHERE r.job_id = d.job_id AND r.fence = d.fence AND r.cancel_requested_at IS NULL RETURNING r.job_id"
         ),
         _fenced(attempts),
     )
@@ -390,7 +390,9 @@ _FINISH = text(
       finished_at = CASE WHEN g.retry_in IS NULL THEN clock_timestamp() END,
       started_at = CASE WHEN g.retry_in IS NULL THEN g.started_at END,
       cancelled_by = CASE WHEN e.status = 'CANCELLED' THEN g.cancelled_by END,
-      {", ".join(f"{name} = CASE WHEN g.retry_in IS NULL THEN e.{name} END" for name in _RESULT_NAMES[1:])},
+      reason = CASE WHEN g.retry_in IS NOT NULL THEN NULL
+                    WHEN e.status = 'CANCELLED' THEN 'cancelled by ' || g.cancelled_by ELSE e.reason END,
+      {", ".join(f"{name} = CASE WHEN g.retry_in IS NULL THEN e.{name} END" for name in _RESULT_NAMES[2:])},
       status = CASE WHEN g.retry_in IS NULL THEN e.status END
     FROM gone g JOIN ended e ON e.job_id = g.job_id
     WHERE j.id = g.job_id AND j.status IS NULL

@@ -1,0 +1,38 @@
+"""The scheduler: lets jobs become ready when their time has come, and notices runners that are gone."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import click
+import uvloop
+
+from baselayer import log
+from baselayer.database import Database
+from services.options import config_option
+from shell_service.scheduler import Scheduler
+from shell_service.settings import Settings
+
+
+@click.command()
+@config_option
+def main(settings: Settings) -> None:
+    """Do what has to happen because time passes."""
+    log.set_up(settings.log.level)
+    uvloop.run(serve(settings))
+
+
+async def serve(settings: Settings) -> None:
+    """Work until SIGTERM."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    database = Database(
+        settings.database_url, size=2, statement_timeout=settings.database.statement_timeout, wait=10.0
+    )
+    await Scheduler(settings, database).run(stop)
+
+
+if __name__ == "__main__":
+    main()
