@@ -46,7 +46,7 @@ class _Followed:
 
 
 class Follower:
-    """Reads all ``*.log`` of a folder as they grow. supervisor rotates by renaming: ``app.log`` becomes ``app.log.1``."""
+    """Reads all ``*.log`` of a folder as they grow. supervisor rotates by renaming: ``app.log`` to ``app.log.1``."""
 
     def __init__(self, folder: Path, last_lines: int = 10) -> None:
         """Begins `last_lines` before the end of each file that is there; new files are read from their beginning."""

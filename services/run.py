@@ -131,7 +131,7 @@ def is_ready(settings: Settings) -> bool:
     scheme = "https" if settings.server.tls.certificate else "http"
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.server.host, settings.server.host)  # noqa: S104
     url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.server.port}/api/sysinfo"
-    trust = ssl._create_unverified_context() if scheme == "https" else None  # noqa: S323 - we ask ourselves
+    trust = ssl._create_unverified_context() if scheme == "https" else None
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler({}), *([urllib.request.HTTPSHandler(context=trust)] if trust else [])
     )
@@ -156,7 +156,7 @@ def wait_until_ready(
         try:
             programs = supervisor.programs()
         except SupervisorError:
-            pass  # it is still starting
+            pass  # still starting
         for program in programs:
             if program.state == supervision.RUNNING:
                 failing.pop(program.name, None)
@@ -165,8 +165,9 @@ def wait_until_ready(
         hopeless = {name for name, since in failing.items() if time.monotonic() - since > PATIENCE_SECONDS}
         if broken := [p for p in programs if p.name in hopeless or p.state == supervision.FATAL or _gave_up(p)]:
             raise RunError("\n".join(_diagnosis(settings, program) for program in broken))
-        started = {program.group for program in programs if program.state == supervision.RUNNING}
-        if "nginx" in started and is_ready(settings):
+        # The schema first: until then an answer of the workers says nothing.
+        migrated = any(program.group == "migrate" and program.state == supervision.EXITED for program in programs)
+        if migrated and is_ready(settings):
             return True
         if time.monotonic() > deadline:
             late = [p for p in programs if p.state not in (supervision.RUNNING, supervision.EXITED)]
