@@ -249,7 +249,7 @@ class Handler(web.RequestHandler):
     def finish_json(self, status: int, content: dict[str, Any], media: str = "application/json") -> None:
         self.set_status(status)
         self.set_header("Content-Type", media)
-        self.finish(orjson.dumps(content))
+        self.finish(orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS))  # a list's errors go by index
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = kwargs["exc_info"][1] if "exc_info" in kwargs else None
