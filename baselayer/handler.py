@@ -43,6 +43,28 @@ class Streamed:
 STREAMED: Final = Streamed()
 
 
+class RequestsAtHand:
+    """Counts the requests that are being answered, so that a process can stop when there are none."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def begin(self) -> None:
+        self._count += 1
+        self._none.clear()
+
+    def end(self) -> None:
+        self._count -= 1
+        if not self._count:
+            self._none.set()
+
+    async def drained(self) -> None:
+        """Wait until there are none."""
+        await self._none.wait()
+
+
 class Context(Protocol):
     """What handlers need of the application."""
 
@@ -50,6 +72,8 @@ class Context(Protocol):
     def authenticator(self) -> Authenticator: ...
     @property
     def metrics(self) -> RequestMetrics: ...
+    @property
+    def requests(self) -> RequestsAtHand: ...
     @property
     def version(self) -> str: ...
     @property
@@ -165,6 +189,13 @@ class Handler(web.RequestHandler):
         self.context = context
         self.caller: Caller | None = None
         self._running: asyncio.Task[Any] | None = None
+        self._at_hand = True
+        context.requests.begin()
+
+    def _leave(self) -> None:
+        if self._at_hand:
+            self._at_hand = False
+            self.context.requests.end()
 
     def set_default_headers(self) -> None:
         self.request_id = self.request.headers.get("X-Request-Id", "-")[:64]
@@ -243,6 +274,7 @@ class Handler(web.RequestHandler):
             self._running = None
 
     def on_connection_close(self) -> None:
+        self._leave()
         if self._running:
             self._running.cancel()
 
@@ -293,9 +325,15 @@ class Handler(web.RequestHandler):
         if isinstance(value, asyncio.CancelledError):  # the client has gone: nobody reads an answer
             self._finished = True
             return
+        if self._headers_written:  # too late for an answer: cut it off, so that nobody takes a part for the whole
+            self._finished = True
+            self.request.connection.close()  # type: ignore[union-attr]
+            self.on_finish()
+            return
         super().send_error(value.status if isinstance(value, ApiError) else status_code, **kwargs)
 
     def on_finish(self) -> None:
+        self._leave()
         seconds = self.request.request_time()
         self.context.metrics.observe(type(self).__name__, self.request.method or "", self.get_status(), seconds)
         if self.context.log_requests:

@@ -14,7 +14,7 @@ from tornado import web
 from baselayer.access import Authenticator, Caller
 from baselayer.batch import Batcher
 from baselayer.database import Database, Listener
-from baselayer.handler import NothingHere, Route
+from baselayer.handler import NothingHere, RequestsAtHand
 from baselayer.metrics import RequestMetrics
 from shell_service import __version__, jobs, queue
 from shell_service.handlers import ROUTES
@@ -46,6 +46,7 @@ class App:
     batches: Batcher[Submission, list[uuid.UUID]]
     records: Batcher[tuple[Caller, uuid.UUID], Record | None]
     streams: dict[int, int]  # open streams by user
+    requests: RequestsAtHand
     version: str = __version__
 
     @property
@@ -91,6 +92,7 @@ def make_app(settings: Settings, database: Database, shells: Mapping[str, str]) 
         batches=Batcher(submit, max_items=5),
         records=Batcher(partial(_read, database, outputs), max_items=200),
         streams={},
+        requests=RequestsAtHand(),
     )
 
 
@@ -129,10 +131,10 @@ def routes(app: App) -> web.Application:
     )
 
 
-async def run_background(app: App, stop: asyncio.Event) -> None:
-    """Run what the handlers need beside them until `stop`; fail when any of it fails."""
+async def run_background(app: App, until: asyncio.Event) -> None:
+    """Run what the handlers need beside them; fail when any of it fails."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(work) for work in app.background()]
-        await stop.wait()
+        await until.wait()
         for task in tasks:
             task.cancel()

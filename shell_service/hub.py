@@ -60,6 +60,14 @@ class Hub:
         self._watched: dict[uuid.UUID, set[Watch]] = {}
         self._states: dict[uuid.UUID, State] = {}
         self._poll_now = asyncio.Event()
+        self.closing = False
+
+    def close(self) -> None:
+        """Wake everybody for the last time: this process is to stop, and nobody should wait here any longer."""
+        self.closing = True
+        for watches in self._watched.values():
+            for watch in watches:
+                watch.wake()
 
     def __len__(self) -> int:
         return sum(map(len, self._watched.values()))

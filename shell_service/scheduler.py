@@ -98,6 +98,7 @@ class Scheduler:
         if time.monotonic() - self._kept_house > _HOUSEKEEPING_SECONDS:
             self._kept_house = time.monotonic()
             await self._database.run(_forget_keys, self._settings.jobs.idempotency_seconds)
+            await self._database.run(_vacuum)
 
 
 def _lead(session: Session, work: Callable[[Session, int], int], limit: int) -> int:
@@ -114,3 +115,12 @@ def _forget_keys(session: Session, seconds: float) -> None:
         ),
         {"seconds": seconds},
     )
+
+
+def _vacuum(session: Session) -> None:
+    """Clear the dead rows from the head of the queue, which claims would walk over again and again.
+
+    As River and Que advise for queues in PostgreSQL: by the clock, besides autovacuum.
+    """
+    session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+    session.execute(text("VACUUM (SKIP_LOCKED) ready_job, running_job, deferred_job"))

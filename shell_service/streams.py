@@ -113,7 +113,10 @@ class Follower:
         self._text = text
 
     async def events(self, start: Position) -> AsyncIterator[Event]:
-        """Everything from `start` to the end of the job. Nothing is read ahead of the reader."""
+        """Everything from `start` to the end of the job. Nothing is read ahead of the reader.
+
+        Without an "end" when this process is to stop: the reader goes on elsewhere from where he is.
+        """
         job = await self._look()
         position = start
         if position.attempt > job.attempt or (position.attempt == job.attempt and self._beyond(job, position)):
@@ -122,7 +125,7 @@ class Follower:
             job = await self._look()
             told: tuple[str, int] | None = None
             spoke = checked = time.monotonic()
-            while True:
+            while not self._hub.closing:
                 if position.attempt == 0:  # from the start of the attempt that runs, or the last that ran
                     position = Position(attempt=job.attempt)
                 if told != (job.status, job.attempt) and not job.final:

@@ -55,13 +55,19 @@ async def serve(settings: Settings, process: int) -> None:
     }
     server = HTTPServer(routes(app), **options)
     server.add_socket(bind_unix_socket(str(settings.socket_dir / f"app_{process}.sock"), mode=0o660, backlog=1024))
-    await run_background(app, stop)
-    server.stop()
-    try:
-        async with asyncio.timeout(settings.server.drain_seconds):
-            await server.close_all_connections()
-    except TimeoutError:
-        pass
+    stopped = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(run_background(app, stopped))
+        await stop.wait()
+        server.stop()  # nginx goes to another worker at once
+        app.hub.close()
+        try:
+            async with asyncio.timeout(settings.server.drain_seconds):
+                await app.requests.drained()
+        except TimeoutError:
+            pass
+        stopped.set()
+    await server.close_all_connections()
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class SubmitHandler(AppHandler):
         key = call.header("Idempotency-Key")
         if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
             raise InvalidRequest("Idempotency-Key must be 1 to 255 printable ASCII characters without spaces.")
-        digest = hashlib.sha256(self.request.path.encode() + b"\0" + _canonical(self.request.body)).digest()
+        digest = b"" if key is None else _digest(self.request.path, self.request.body)
         return await batcher.put(Submission(call.caller.user_id, new, key, digest))
 
     async def records(self, caller: Caller, ids: Sequence[uuid.UUID]) -> list[dict[str, Any]]:
@@ -44,16 +44,16 @@ class SubmitHandler(AppHandler):
         return [record for record in found if record is not None]
 
     async def record_when_final(self, call: Call, job_id: uuid.UUID, seconds: float) -> dict[str, Any]:
-        """The job's record when it has ended, or after `seconds` as it is then."""
+        """The job's record when it has ended, or, after `seconds` or when this worker is to stop, as it is then."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         with self.app.hub.watch(job_id) as watch:
             while True:
                 watch.changed = False
                 record = (await self.records(call.caller, [job_id]))[0]
-                if record["finished_at"] is not None or loop.time() >= end:
+                if record["finished_at"] is not None or loop.time() >= end or self.app.hub.closing:
                     return record
-                while not watch.changed and loop.time() < end:
+                while not (watch.changed or self.app.hub.closing) and loop.time() < end:
                     await watch.wait(end - loop.time())
 
 
@@ -208,9 +208,10 @@ def _filter(values: dict[str, Any]) -> jobs.Filter:
     return jobs.Filter(**{name: values[name] for name in names})
 
 
-def _canonical(body: bytes) -> bytes:
-    """The request's JSON in one form, so that white space and the order of keys make no other request."""
-    return orjson.dumps(orjson.loads(body), option=orjson.OPT_SORT_KEYS) if body else b""
+def _digest(path: str, body: bytes) -> bytes:
+    """What a request asks for, in 32 bytes: white space and the order of keys make no other request."""
+    canonical = orjson.dumps(orjson.loads(body), option=orjson.OPT_SORT_KEYS) if body else b""
+    return hashlib.sha256(path.encode() + b"\0" + canonical).digest()
 
 
 def _wait_of(call: Call) -> float | None:

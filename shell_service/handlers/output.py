@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 from tornado.iostream import StreamClosedError
 
-from baselayer.errors import InvalidRequest, LimitReached, NotFound, RangeNotSatisfiable
+from baselayer.errors import InvalidRequest, LimitReached, NotFound, RangeNotSatisfiable, Unavailable
 from baselayer.handler import STREAMED, Call, Route, endpoint
 from shell_service import schemas
 from shell_service.handlers.base import AppHandler
@@ -72,13 +72,17 @@ class Output(OutputHandler):
         with self.counted(call):
             self.start_stream("application/octet-stream")
             await self.flush()
+            kind = ""
             try:
                 async for event in self.follower(call, job_id, (self.stream,), text=False).events(Position()):
+                    kind = event.kind
                     if event.data:
                         self.write(event.data)
                         await self.flush()
             except StreamClosedError:
                 return
+            if kind != "end":  # this worker is to stop: the answer must not look like a whole one
+                raise Unavailable
         self.finish()
 
     async def _send_range(self, found: Found) -> None:
