@@ -27,9 +27,10 @@ State = tuple[bool, int | None]  # whether it has ended; the fence under which i
 
 
 class Watch:
-    """One who waits for a job."""
+    """One who waits for a job: for any change, or only for its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, end_only: bool) -> None:
+        self.end_only = end_only
         self.changed = False
         self._event = asyncio.Event()
 
@@ -73,9 +74,12 @@ class Hub:
         return sum(map(len, self._watched.values()))
 
     @contextmanager
-    def watch(self, job_id: uuid.UUID) -> Iterator[Watch]:
-        """Be told whenever this job may have started or ended. Look at the job after entering."""
-        watch = Watch()
+    def watch(self, job_id: uuid.UUID, end_only: bool = False) -> Iterator[Watch]:
+        """Be told whenever this job may have started or ended, or only when it may have ended.
+
+        Look at the job after entering: what happened before is not told.
+        """
+        watch = Watch(end_only)
         self._watched.setdefault(job_id, set()).add(watch)
         try:
             yield watch
@@ -87,17 +91,18 @@ class Hub:
                 self._states.pop(job_id, None)
 
     def heard(self, payload: str) -> None:
-        """Take a notification of channel ``job``: a letter, and ids in hex with commas between."""
+        """Take a notification of channel ``job``: S or F, and ids in hex with commas between."""
         for item in payload[1:].split(","):
-            self._wake(uuid.UUID(hex=item))
+            self._tell(uuid.UUID(hex=item), ended=payload[0] == "F")
 
     def poll_now(self) -> None:
         """Look at all that is waited for, as notifications may have been lost."""
         self._poll_now.set()
 
-    def _wake(self, job_id: uuid.UUID) -> None:
+    def _tell(self, job_id: uuid.UUID, ended: bool) -> None:
         for watch in self._watched.get(job_id, ()):
-            watch.tell()
+            if ended or not watch.end_only:
+                watch.tell()
 
     async def run(self) -> None:
         """Look now and then, until cancelled."""
@@ -117,7 +122,7 @@ class Hub:
                 for job_id, state in states.items():
                     if job_id in self._watched and self._states.get(job_id) != state:
                         self._states[job_id] = state
-                        self._wake(job_id)
+                        self._tell(job_id, ended=state[0])
 
 
 def _states(session: Session, job_ids: list[uuid.UUID]) -> dict[uuid.UUID, State]:

@@ -7,7 +7,6 @@ import hashlib
 import re
 import uuid
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import orjson
@@ -19,6 +18,7 @@ from baselayer.errors import Conflict, IdempotencyMismatch, InvalidRequest, Limi
 from baselayer.handler import Call, Route, endpoint
 from shell_service import jobs, queue, schemas
 from shell_service.handlers.base import AppHandler, encode_cursor, job_cursor
+from shell_service.hub import Watch
 from shell_service.queue import NewJob, Submission
 
 _MAX_CANCEL = 20_000  # jobs that one request cancels
@@ -43,18 +43,23 @@ class SubmitHandler(AppHandler):
             raise NotFound
         return [record for record in found if record is not None]
 
-    async def record_when_final(self, call: Call, job_id: uuid.UUID, seconds: float) -> dict[str, Any]:
-        """The job's record when it has ended, or, after `seconds` or when this worker is to stop, as it is then."""
+    async def record_when_final(
+        self, call: Call, job_id: uuid.UUID, watch: Watch, seconds: float, look_first: bool
+    ) -> dict[str, Any]:
+        """The job's record when it has ended, or, after `seconds` or when this worker is to stop, as it is then.
+
+        A job that was not stored just now may have ended before we watched it: then `look_first`.
+        """
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
-        with self.app.hub.watch(job_id) as watch:
-            while True:
-                watch.changed = False
-                record = (await self.records(call.caller, [job_id]))[0]
-                if record["finished_at"] is not None or loop.time() >= end or self.app.hub.closing:
-                    return record
-                while not (watch.changed or self.app.hub.closing) and loop.time() < end:
-                    await watch.wait(end - loop.time())
+        watch.changed = watch.changed or look_first
+        while True:
+            while not (watch.changed or self.app.hub.closing) and loop.time() < end:
+                await watch.wait(end - loop.time())
+            watch.changed = False
+            record = (await self.records(call.caller, [job_id]))[0]
+            if record["finished_at"] is not None or loop.time() >= end or self.app.hub.closing:
+                return record
 
 
 class Jobs(SubmitHandler):
@@ -76,15 +81,20 @@ class Jobs(SubmitHandler):
         if wait and len(self.app.hub) >= self.app.settings.server.max_waiting:
             raise Unavailable("Too many requests wait for jobs already; submit without waiting, and ask later.")
         job = jobs.new_job(call.caller.user_id, call.body)
-        with ExitStack() as stack:
-            if wait:  # before it is stored, so that its end cannot be missed
-                stack.enter_context(self.app.hub.watch(job.id))
-            job_id = (await self.submit(call, [job], self.app.submissions))[0]
-            if wait:
-                return await call.unless_closed(self.record_when_final(call, job_id, wait))
+        if wait:
+            return await call.unless_closed(self._submit_and_wait(call, job, wait))
+        job_id = (await self.submit(call, [job], self.app.submissions))[0]
         if job_id == job.id:
             return jobs.new_record(job, call.caller)
         return (await self.records(call.caller, [job_id]))[0]
+
+    async def _submit_and_wait(self, call: Call, job: NewJob, seconds: float) -> dict[str, Any]:
+        with self.app.hub.watch(job.id, end_only=True) as watch:  # before it is stored, so that no end is missed
+            job_id = (await self.submit(call, [job], self.app.submissions))[0]
+            if job_id == job.id:
+                return await self.record_when_final(call, job_id, watch, seconds, look_first=False)
+        with self.app.hub.watch(job_id, end_only=True) as watch:
+            return await self.record_when_final(call, job_id, watch, seconds, look_first=True)
 
     @endpoint("jobs:read", query=schemas.ListQuery, answer=schemas.JobRecord(many=True))
     async def get(self, call: Call) -> Any:
