@@ -170,9 +170,9 @@ class Authenticator:
         self._generation += 1
         self._known.clear()
 
-    async def _look_up(self, digests: list[bytes]) -> list[Caller | None | Exception]:
+    async def _look_up(self, digests: list[bytes]) -> list[Caller | Exception | None]:
         found = await self._database.run(_select_callers, digests)
-        callers: list[Caller | None | Exception] = []
+        callers: list[Caller | Exception | None] = []
         for digest in digests:
             row = next((row for row in found if hmac.compare_digest(row[0], digest)), None)
             callers.append(self._caller(row) if row else None)

@@ -125,7 +125,7 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
         return Path(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(value, bool) and kind is not bool or not isinstance(value, kind):
+    if (isinstance(value, bool) and kind is not bool) or not isinstance(value, kind):
         raise ConfigError(f"{key} is {value!r} ({type(value).__name__}); expected {_WORDS.get(kind, kind.__name__)}")
     return value
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import logging
 import select
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import psycopg2
 import psycopg2.extensions
@@ -27,7 +28,7 @@ R = TypeVar("R")
 
 logger = logging.getLogger(__name__)
 
-CONNECT_OPTIONS = {
+CONNECT_OPTIONS: dict[str, Any] = {
     "connect_timeout": 5,
     "keepalives_idle": 5,
     "keepalives_interval": 3,
@@ -59,8 +60,11 @@ def is_disconnect(error: BaseException) -> bool:
     if isinstance(error, exc.DBAPIError):
         state = getattr(error.orig, "pgcode", None) or ""
         # 57P0x: shutdown, crash, starting up; 53300: too many connections; 25006: read-only after a fail-over.
-        return error.connection_invalidated or state[:4] == "57P0" or state in ("53300", "25006") or (
-            isinstance(error, exc.OperationalError) and not state
+        return (
+            error.connection_invalidated
+            or state[:4] == "57P0"
+            or state in ("53300", "25006")
+            or (isinstance(error, exc.OperationalError) and not state)
         )
     return False
 
@@ -104,11 +108,16 @@ class Database:
         finally:
             self._waiting -= 1
         context = contextvars.copy_context()
-        loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self._threads, lambda: context.run(self._transact, function, *args, **kwargs))
-        # The thread keeps its slot until it is really done, even when the request that asked has gone.
-        work.add_done_callback(lambda done: (self._slots.release(), done.cancelled() or done.exception()))
+        transact = functools.partial(self._transact, function, *args, **kwargs)
+        work = asyncio.get_running_loop().run_in_executor(self._threads, context.run, transact)
+        work.add_done_callback(self._release)
         return await asyncio.shield(work)
+
+    def _release(self, done: asyncio.Future[R]) -> None:
+        # Only now, as the thread is busy until then even when whoever asked has gone.
+        self._slots.release()
+        if not done.cancelled():
+            done.exception()  # it has been, or will be, raised where it was waited for, if anywhere
 
     def _transact(self, function: Callable[Concatenate[Session, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         committing = False

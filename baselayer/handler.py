@@ -205,7 +205,8 @@ class Handler(web.RequestHandler):
         self.clear_header("Server")
 
     async def head(self, **path: str) -> None:
-        await self.get(**path)  # Tornado sends no body in answer to HEAD
+        answer: Coroutine[Any, Any, None] = self.get(**path)  # type: ignore[assignment]
+        await answer  # Tornado sends no body in answer to HEAD
 
     def compute_etag(self) -> None:
         """No ETag unless a handler sets one: hashing each answer costs more than it saves."""
@@ -357,8 +358,7 @@ class NothingHere(Handler):
 
 def _api_error(status: int, cause: BaseException | None) -> ApiError:
     kinds: dict[int, type[ApiError]] = {
-        kind.status: kind
-        for kind in (errors.InvalidRequest, errors.NotFound, errors.MethodNotAllowed, errors.TooLarge)
+        kind.status: kind for kind in (errors.InvalidRequest, errors.NotFound, errors.MethodNotAllowed, errors.TooLarge)
     }
     return kinds.get(status, errors.InvalidRequest if 400 <= status < 500 else ApiError)()
 

@@ -18,9 +18,7 @@ class RequestMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         labels = ("handler", "method")
-        self._total = Counter(
-            "http_requests_total", "Requests answered.", (*labels, "status"), registry=self.registry
-        )
+        self._total = Counter("http_requests_total", "Requests answered.", (*labels, "status"), registry=self.registry)
         self._seconds = Histogram("http_request_seconds", "Time to answer.", labels, registry=self.registry)
 
     def observe(self, handler: str, method: str, status: int, seconds: float) -> None:
@@ -33,5 +31,5 @@ class RequestMetrics:
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             return generate_latest(self.registry)
         registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        MultiProcessCollector(registry)
         return generate_latest(registry)

@@ -102,15 +102,13 @@ def default_limits(settings: Settings) -> Limits:
     return Limits(users.max_running, users.max_queued, users.jobs_per_minute)
 
 
-async def _submit(
-    database: Database, limits: Limits, items: list[Submission]
-) -> list[list[uuid.UUID] | Exception]:
+async def _submit(database: Database, limits: Limits, items: list[Submission]) -> list[list[uuid.UUID] | Exception]:
     return await database.run(queue.submit, items, limits)
 
 
 async def _read(
     database: Database, outputs: OutputStore, wanted: list[tuple[Caller, uuid.UUID]]
-) -> list[Record | None | Exception]:
+) -> list[Record | Exception | None]:
     return await database.run(_read_records, outputs, wanted)
 
 

@@ -15,6 +15,7 @@ from sqlalchemy import (
     FromClause,
     Row,
     Select,
+    SQLColumnExpression,
     and_,
     bindparam,
     column,
@@ -33,7 +34,7 @@ from baselayer.fields import rfc3339
 from baselayer.models import User
 from baselayer.visibility import Viewer, visible
 from shell_service.models import DeferredJob, Job, ReadyJob, Runner, RunningJob
-from shell_service.output import OutputStore
+from shell_service.output import OutputStore, Stream
 from shell_service.queue import NewJob, first_id_of
 
 RECORD_TAIL = 64 * 1024  # bytes of each stream in a record
@@ -124,7 +125,7 @@ class Found:
         return attempt
 
 
-def _wide(code: ColumnElement[str]) -> Select[Any]:
+def _wide(code: SQLColumnExpression[str]) -> Select[*tuple[Any, ...]]:
     """Everything that a record is made of, `code` as given."""
     names = (
         "id, user_id, name, priority, shell, args, env, stdin, timeout, run_at, retries, retry_delay, on_lost,"
@@ -150,11 +151,15 @@ def _wide(code: ColumnElement[str]) -> Select[Any]:
     )
 
 
-_WANTED: FromClause = func.unnest(
-    bindparam("ids", type_=ARRAY(sql.Uuid)),
-    bindparam("users", type_=ARRAY(sql.Integer)),
-    bindparam("admins", type_=ARRAY(sql.Boolean)),
-).table_valued(column("id", sql.Uuid), column("user_id", sql.Integer), column("is_admin", sql.Boolean)).render_derived(name="wanted")
+_WANTED: FromClause = (
+    func.unnest(
+        bindparam("ids", type_=ARRAY(sql.Uuid)),
+        bindparam("users", type_=ARRAY(sql.Integer)),
+        bindparam("admins", type_=ARRAY(sql.Boolean)),
+    )
+    .table_valued(column("id", sql.Uuid), column("user_id", sql.Integer), column("is_admin", sql.Boolean))
+    .render_derived(name="wanted")
+)
 _FETCH = (
     _wide(Job.code)
     .add_columns(_WANTED.c.user_id.label("for_user"))
@@ -194,14 +199,13 @@ def record(found: Found, caller: Caller, outputs: OutputStore, tail: int = RECOR
     row = found.row
     begun = row.started_at is not None
     own = row.user_id == caller.user_id
-    texts = {
-        stream: outputs.tail(row.id, found.attempt, stream, tail, size) if begun else None
-        for stream, size in (("stdout", row.stdout_bytes), ("stderr", row.stderr_bytes))
-    }
-    sizes = {
-        stream: outputs.size(row.id, found.attempt, stream) if begun and size is None else size  # type: ignore[arg-type]
-        for stream, size in (("stdout", row.stdout_bytes), ("stderr", row.stderr_bytes))
-    }
+    sizes: dict[Stream, int | None] = {"stdout": row.stdout_bytes, "stderr": row.stderr_bytes}
+    texts: dict[Stream, str | None] = {"stdout": None, "stderr": None}
+    if begun:
+        for stream, size in sizes.items():
+            texts[stream] = outputs.tail(row.id, found.attempt, stream, tail, size)
+            if size is None:  # it still runs
+                sizes[stream] = outputs.size(row.id, found.attempt, stream)
     return {
         "id": found.public_id,
         "name": row.name,
@@ -226,7 +230,8 @@ def record(found: Found, caller: Caller, outputs: OutputStore, tail: int = RECOR
         "finished_at": rfc3339(row.finished_at),
         "return_code": row.return_code,
         "signal": row.signal,
-        **texts,
+        "stdout": texts["stdout"],
+        "stderr": texts["stderr"],
         "stdout_bytes": sizes["stdout"],
         "stderr_bytes": sizes["stderr"],
         "output_truncated": row.output_truncated,
@@ -243,11 +248,11 @@ def record(found: Found, caller: Caller, outputs: OutputStore, tail: int = RECOR
 def new_record(job: NewJob, caller: Caller) -> dict[str, Any]:
     """The record of a job that has just been stored."""
     values = vars(job)
-    same = "name code shell args env timeout priority retries retry_delay on_lost".split()
+    same = ["name", "code", "shell", "args", "env", "timeout", "priority", "retries", "retry_delay", "on_lost"]
     empty = (
-        "reason started_at finished_at return_code signal stdout stderr stdout_bytes stderr_bytes output_truncated"
-        " wall_seconds cpu_seconds max_rss_bytes runner cancelled_by position"
-    ).split()
+        "reason, started_at, finished_at, return_code, signal, stdout, stderr, stdout_bytes, stderr_bytes,"
+        " output_truncated, wall_seconds, cpu_seconds, max_rss_bytes, runner, cancelled_by, position"
+    ).split(", ")
     at = rfc3339(job.run_at)
     return {
         "id": public_id(job.name, job.id),
@@ -377,13 +382,13 @@ def _position(session: Session, job_id: uuid.UUID, user_id: int, ord_: int) -> i
     earlier = and_(
         ReadyJob.user_id == user_id, tuple_(ReadyJob.ord, ReadyJob.job_id) < tuple_(bindparam("ord"), bindparam("job"))
     )
-    ahead: int = session.scalar(
+    ahead: int | None = session.scalar(
         select(func.count()).select_from(select(ReadyJob.job_id).where(earlier).limit(_FAR + 1).subquery()),
         {"ord": ord_, "job": job_id},
     )
-    if ahead > _FAR:
+    if ahead is None or ahead > _FAR:
         return None
-    others: int = session.scalar(
+    others: int | None = session.scalar(
         text(
             """
             WITH RECURSIVE other(user_id) AS (
@@ -398,4 +403,4 @@ def _position(session: Session, job_id: uuid.UUID, user_id: int, ord_: int) -> i
         ),
         {"user": user_id, "ahead": ahead, "far": _FAR * 10},
     )
-    return 1 + ahead + int(others)
+    return 1 + ahead + int(others or 0)

@@ -51,10 +51,9 @@ class Journal:
             begun = next((line for line in lines if "pid" in line), None)
             ended = next((line for line in lines if "result" in line), None)
             if begun:
-                result = ended and Result(**{**ended["result"], "job_id": uuid.UUID(ended["result"]["job_id"])})
-                found.append(
-                    Leftover(uuid.UUID(begun["job_id"]), fence, begun["pid"], begun["start_time"], result)
-                )
+                values = ended and {**ended["result"], "job_id": uuid.UUID(ended["result"]["job_id"])}
+                result = Result(**values) if values else None
+                found.append(Leftover(uuid.UUID(begun["job_id"]), fence, begun["pid"], begun["start_time"], result))
         return found
 
     def begin(self, job_id: uuid.UUID, fence: int, pid: int, start_time: int) -> None:

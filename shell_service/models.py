@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime
+
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
@@ -200,5 +201,3 @@ class IdempotencyKey(Base):
     request_digest: Mapped[bytes] = mapped_column(LargeBinary)
     job_ids: Mapped[list[uuid.UUID]] = mapped_column(ARRAY(Uuid))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
-
-

@@ -161,7 +161,9 @@ class _Budget:
         if not self.active:
             return NotAllowed("This user is not active.")
         if self.queued + count > self.limits.max_queued:
-            return LimitReached(f"You may have {self.limits.max_queued} jobs queued; {self.queued} are.", retry_after=10)
+            return LimitReached(
+                f"You may have {self.limits.max_queued} jobs queued; {self.queued} are.", retry_after=10
+            )
         if self.recent + count > self.limits.jobs_per_minute:
             return LimitReached(
                 f"You may submit {self.limits.jobs_per_minute} jobs a minute; you did {self.recent}.", retry_after=5
@@ -579,7 +581,12 @@ def lose(session: Session, runner_id: int, attempts: Sequence[Fenced], runner: s
     )
     results = [
         Result(
-            row.job_id, row.fence, "NODE_FAIL", reason, runner, retry_in=_LOST_DELAY * row.attempt if row.again else None
+            row.job_id,
+            row.fence,
+            "NODE_FAIL",
+            reason,
+            runner,
+            retry_in=_LOST_DELAY * row.attempt if row.again else None,
         )
         for row in rows
     ]

@@ -94,7 +94,9 @@ class Scheduler:
             pass
         for runner, incarnation, beat in self._reaper.observe(await self._database.run(queue.heartbeats)):
             if await self._database.run(queue.expire, runner, incarnation, beat):
-                logger.error("runner %d has been silent for %g s: declared gone", runner, self._settings.runner.lost_after)
+                logger.error(
+                    "runner %d has been silent for %g s: declared gone", runner, self._settings.runner.lost_after
+                )
         if time.monotonic() - self._kept_house > _HOUSEKEEPING_SECONDS:
             self._kept_house = time.monotonic()
             await self._database.run(_forget_keys, self._settings.jobs.idempotency_seconds)

@@ -149,7 +149,9 @@ class WaitQuery(Schema):
 class Filters(Schema):
     """Which jobs are meant."""
 
-    status = fields.String(load_default=None, validate=validate.OneOf(STATUSES), metadata=about("Only these.", "FAILED"))
+    status = fields.String(
+        load_default=None, validate=validate.OneOf(STATUSES), metadata=about("Only these.", "FAILED")
+    )
     name = Text(low=1, high=100, pattern=NAME, load_default=None, metadata=about("Only jobs of this name."))
     submitter = Text(low=1, high=100, load_default=None, metadata=about("Only jobs of this user (administrators)."))
     created_after = Instant(load_default=None, metadata=about("Only jobs submitted after this time."))

@@ -163,9 +163,7 @@ class Follower:
                         yield Event("heartbeat", position, job)
 
     def _beyond(self, job: Found, position: Position) -> bool:
-        return any(
-            position.at(stream) > self._outputs.size(job.job_id, position.attempt, stream) for stream in STREAMS
-        )
+        return any(position.at(stream) > self._outputs.size(job.job_id, position.attempt, stream) for stream in STREAMS)
 
     def _next(self, job: Found, position: Position, stream: Stream) -> bytes:
         offset = position.at(stream)

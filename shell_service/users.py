@@ -19,7 +19,7 @@ from shell_service.models import DeferredJob, ReadyJob, RunningJob, UserLimits
 from shell_service.queue import Limits
 
 
-def select_records() -> Select[Any]:
+def select_records() -> Select[*tuple[Any, ...]]:
     """Everything that a user's record is made of."""
     return select(
         User.id,
@@ -101,5 +101,7 @@ def change(session: Session, caller: Caller, username: str, changes: Mapping[str
     tell_access_changed(session)
     if deactivated:
         tables = (ReadyJob, DeferredJob, RunningJob)
-        ids = [job_id for table in tables for job_id in session.scalars(select(table.job_id).filter_by(user_id=user_id))]
+        ids = [
+            job_id for table in tables for job_id in session.scalars(select(table.job_id).filter_by(user_id=user_id))
+        ]
         queue.cancel(session, ids, caller.username)

@@ -53,9 +53,7 @@ async def serve(settings: Settings, folder: Path, name: str) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    database = Database(
-        settings.database_url, size=3, statement_timeout=settings.database.statement_timeout, wait=10.0
-    )
+    database = Database(settings.database_url, size=3, statement_timeout=settings.database.statement_timeout, wait=10.0)
     offered = shells.available(settings.shells)
     sandbox = Sandbox(settings.sandbox, settings.run_dir)
     runner = Runner(settings, database, sandbox, offered, folder, socket.gethostname(), name, FailPoints())

@@ -28,9 +28,7 @@ async def serve(settings: Settings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    database = Database(
-        settings.database_url, size=2, statement_timeout=settings.database.statement_timeout, wait=10.0
-    )
+    database = Database(settings.database_url, size=2, statement_timeout=settings.database.statement_timeout, wait=10.0)
     await Scheduler(settings, database).run(stop)
 
 

@@ -46,7 +46,7 @@ class Metrics(AppHandler):
 
         For administrators, and without a token from this machine itself.
         """
-        if not ipaddress.ip_address(self.request.remote_ip or "0.0.0.0").is_loopback:
+        if not ipaddress.ip_address(self.request.remote_ip or "::").is_loopback:
             caller = await self.app.authenticator.authenticate(
                 call.header("Authorization"), self.request.remote_ip or ""
             )

@@ -14,7 +14,15 @@ from sqlalchemy.orm import Session
 
 from baselayer.access import Caller
 from baselayer.batch import Batcher
-from baselayer.errors import Conflict, IdempotencyMismatch, InvalidRequest, LimitReached, NotAllowed, NotFound, Unavailable
+from baselayer.errors import (
+    Conflict,
+    IdempotencyMismatch,
+    InvalidRequest,
+    LimitReached,
+    NotAllowed,
+    NotFound,
+    Unavailable,
+)
 from baselayer.handler import Call, Route, endpoint
 from shell_service import jobs, queue, schemas
 from shell_service.handlers.base import AppHandler, encode_cursor, job_cursor

@@ -23,9 +23,7 @@ from shell_service.scopes import SCOPES
 
 
 class Tokens(AppHandler):
-    @endpoint(
-        "tokens:write", body=schemas.TokenRequest, answer=schemas.NewTokenRecord(), errors=[NotAllowed, NotFound]
-    )
+    @endpoint("tokens:write", body=schemas.TokenRequest, answer=schemas.NewTokenRecord(), errors=[NotAllowed, NotFound])
     async def post(self, call: Call) -> Any:
         """Make a token.
 
@@ -87,7 +85,7 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def select_records() -> Select[Any]:
+def select_records() -> Select[*tuple[Any, ...]]:
     """Everything that a token's record is made of."""
     return select(
         Token.id,
