@@ -10,7 +10,6 @@ import asyncio
 import contextvars
 import functools
 import logging
-import select
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -201,10 +200,5 @@ class Listener:
                     notice = connection.notifies.pop(0)
                     if handler := self._handlers.get(notice.channel):
                         handler(notice.payload)
-                # poll() does not always raise on a closed connection: readable with nothing to read means closed.
-                if select.select([descriptor], [], [], 0)[0]:
-                    ready.set()
-                    if connection.closed:
-                        raise psycopg2.OperationalError("connection closed")
         finally:
             loop.remove_reader(descriptor)
