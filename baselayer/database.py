@@ -54,10 +54,22 @@ class Overloaded(Unavailable):
     code = "overloaded"
 
 
+# Deadlock and serialisation failure: the server has undone everything, so the same again is safe.
+_ROLLED_BACK = ("40P01", "40001")
+# Statement and lock timeouts.
+_TOO_SLOW = ("57014", "55P03")
+_TRIES = 4
+
+
+def _state(error: exc.DBAPIError) -> str:
+    """PostgreSQL's code of an error, or nothing where the server did not get to give one."""
+    return getattr(error.orig, "pgcode", None) or ""
+
+
 def is_disconnect(error: BaseException) -> bool:
     """Whether `error` says that the connection or the server is gone, rather than that the statement is wrong."""
     if isinstance(error, exc.DBAPIError):
-        state = getattr(error.orig, "pgcode", None) or ""
+        state = _state(error)
         # 57P0x: shutdown, crash, starting up; 53300: too many connections; 25006: read-only after a fail-over.
         return (
             error.connection_invalidated
@@ -119,6 +131,15 @@ class Database:
             done.exception()  # it has been, or will be, raised where it was waited for, if anywhere
 
     def _transact(self, function: Callable[Concatenate[Session, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        for _ in range(_TRIES - 1):
+            try:
+                return self._try(function, *args, **kwargs)
+            except exc.DBAPIError as error:
+                if _state(error) not in _ROLLED_BACK:
+                    raise
+        return self._try(function, *args, **kwargs)
+
+    def _try(self, function: Callable[Concatenate[Session, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         committing = False
         try:
             with Session(self.engine, expire_on_commit=False) as session:
@@ -129,6 +150,8 @@ class Database:
         except exc.TimeoutError:
             raise Overloaded from None
         except exc.DBAPIError as error:
+            if _state(error) in _TOO_SLOW:
+                raise Overloaded("The database took too long; try again in a moment.") from error
             if not is_disconnect(error):
                 raise
             logger.warning("database unavailable: %s", str(error.orig).strip().splitlines()[:1])
