@@ -29,7 +29,7 @@ BENCH := $(call stamp,bench,requirements-bench.lock)
 define install
 	@echo "[check] installing the $(1) packages of $(2)"
 	@rm -f $(VENV)/installed-$(1)-*
-	@umask 022; $(IN_VENV) -m pip install --quiet --disable-pip-version-check --no-input --no-deps --require-hashes --requirement $(2)
+	@umask 022; $(IN_VENV) -m pip install -qq --disable-pip-version-check --no-input --no-deps --require-hashes --requirement $(2)
 	@touch $@
 endef
 

@@ -39,6 +39,12 @@ def binaries() -> Path:
     return Path(spec.submodule_search_locations[0]).resolve() / "pginstall" / "bin"
 
 
+def _program_folders() -> list[Path]:
+    """What an account must reach to run the binaries: themselves, and the libraries that the wheel puts beside."""
+    package = binaries().parent.parent
+    return [path for path in (package, package.with_name(f"{package.name}.libs")) if path.exists()]
+
+
 @dataclass(frozen=True)
 class Cluster:
     """One embedded server: where it keeps data, socket and password, and whose process it is.
@@ -121,7 +127,7 @@ class Cluster:
         os.umask(0o077)
         if self.account is None:
             return
-        privilege.expose([binaries().parent, self.data, self.sockets], self.account)
+        privilege.expose([*_program_folders(), self.data, self.sockets], self.account)
         privilege.drop(self.account)
 
     def start(self, max_connections: int, shared_buffers: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -181,7 +187,7 @@ class Cluster:
 
         def become() -> None:
             if account is not None:
-                privilege.expose([binaries().parent, folder], account)
+                privilege.expose([*_program_folders(), folder], account)
                 privilege.drop(account)
 
         done = subprocess.run(

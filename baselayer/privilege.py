@@ -89,7 +89,10 @@ def _cover(folder: Path, inside: list[Path]) -> None:
     _mount("tmpfs", folder, "tmpfs", 0, "mode=0711,size=1m")
     for path, handle in handles:
         if path.is_relative_to(folder) and not path.exists():
-            path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+            for above in reversed(path.parents):
+                if not above.exists():
+                    above.mkdir()
+                    above.chmod(0o711)  # whatever the umask is
             if stat.S_ISDIR(os.fstat(handle).st_mode):
                 path.mkdir(mode=0o711)
             else:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import click
 
+from baselayer import postgres
 from services.options import config_option
 from shell_service.settings import Settings
 
@@ -22,7 +24,10 @@ def prepare(settings: Settings) -> list[str]:
 @config_option
 def main(settings: Settings) -> None:
     """Run the embedded database server."""
-    argv = prepare(settings)
+    try:
+        argv = prepare(settings)
+    except (postgres.PostgresError, OSError) as error:
+        sys.exit(f"the embedded database cannot be started: {error}")
     os.chdir("/")
     # exec: the supervisor's signals reach PostgreSQL itself, and nothing of ours stays in memory.
     os.execv(argv[0], argv)
