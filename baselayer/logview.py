@@ -119,12 +119,13 @@ def _rewind(file: BinaryIO | None, lines: int) -> None:
     """Go to where the last `lines` lines begin, looking at no more than a chunk."""
     if file is None:
         return
-    size = os.fstat(file.fileno()).st_size
-    start = max(0, size - _CHUNK)
-    file.seek(start)
+    size = file.seek(0, os.SEEK_END)
+    start = file.seek(max(0, size - _CHUNK))
     tail = file.read(size - start)
-    last = tail.rstrip(b"\n").split(b"\n")[-lines:] if lines else []
-    file.seek(size - min(len(tail), len(tail) - len(tail.rstrip(b"\n")) + sum(map(len, last)) + max(0, len(last) - 1)))
+    end = len(tail) - 1 if tail.endswith(b"\n") else len(tail)
+    for _ in range(lines):
+        end = tail.rfind(b"\n", 0, max(0, end))
+    file.seek(size if lines == 0 else start + max(0, end + 1))
 
 
 def paint(name: str, line: bytes, width: int, colour: int | None) -> str:
