@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as type checkers know it; the typing module itself is too large for the launcher
 if TYPE_CHECKING:
     from .command import Command, Exit, SandboxError
     from .process import Launcher, Process, kill_leftover
@@ -26,8 +26,8 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    # On first use, as the launcher's program is imported through this package and must stay small: no asyncio there.
+def __getattr__(name: str) -> object:
+    # On first use, as the launcher is imported through this package and has to stay small: no asyncio there.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

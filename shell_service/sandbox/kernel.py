@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 
 # PyDLL keeps the interpreter's lock, which the child of clone() then holds like its parent did.
 _libc = ctypes.PyDLL(None, use_errno=True)
 
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x02000000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+_CLONE_PIDFD = 0x1000
+
+# Not from the signal module, which would double what the launcher imports.
+SIGKILL, SIGTERM, _SIGCHLD = 9, 15, 17
+SIGNALS = tuple(number for number in range(1, 65) if number not in (32, 33))  # those two are the C library's
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
-MNT_DETACH = 2
+_MNT_DETACH = 2
 
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
+_PR_SET_NAME, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, _PR_CAPBSET_DROP = 15, 22, 2, 24
 
-# pivot_root, mount_setattr, capset: by machine.
-_PIVOT_ROOT, _CAPSET = {"x86_64": (155, 126), "aarch64": (41, 91)}.get(platform.machine(), (-1, -1))
+_X86_64 = os.uname().machine == "x86_64"
+_CLONE, _PIVOT_ROOT, _CAPSET = (56, 155, 126) if _X86_64 else (220, 41, 91)  # else the numbers of all newer machines
 _MOUNT_SETATTR = 442
+
+_CAPABILITIES = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, of this process
+_NO_CAPABILITIES = (ctypes.c_uint32 * 6)()
+
+_long = ctypes.c_long
 
 
 def _check(result: int, what: str) -> int:
@@ -33,33 +43,73 @@ def unshare(flags: int) -> None:
     _check(_libc.unshare(flags), "unshare")
 
 
-def mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
-    texts = [text and text.encode() for text in (source, target, kind, options)]
-    _check(_libc.mount(texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3]), f"mount {target}")
+def clone(flags: int) -> tuple[int, int]:
+    """A fork into new namespaces. The parent gets the child's pid and a pidfd; the child gets 0 and -1.
+
+    For a process of one thread: the C library and Python do not notice that they were forked.
+    """
+    pidfd = ctypes.c_int(-1)
+    arguments = (_long(flags | _CLONE_PIDFD | _SIGCHLD), _long(0), ctypes.byref(pidfd), _long(0), _long(0))
+    pid = _check(_libc.syscall(_long(_CLONE), *arguments), "clone")
+    return pid, pidfd.value if pid else -1
 
 
-def lock_down(path: str, flags: int) -> None:
-    """Adds mount flags (MS_RDONLY, MS_NOSUID, MS_NODEV: the same bits) to a mount and all below it."""
+def mount(source: bytes | None, target: bytes, kind: bytes | None, flags: int, options: bytes | None = None) -> None:
+    if _libc.mount(source, target, kind, ctypes.c_ulong(flags), options) < 0:
+        _check(-1, f"mount {os.fsdecode(target)}")
+
+
+def lock_down(path: bytes, flags: int) -> None:
+    """Adds mount flags (MS_RDONLY, MS_NOSUID, MS_NODEV: the same bits) to a mount and all below it. Linux 5.12."""
     attributes = (ctypes.c_uint64 * 4)(flags, 0, 0, 0)
     at_fdcwd, at_recursive = -100, 0x8000
-    result = _libc.syscall(
-        ctypes.c_long(_MOUNT_SETATTR), at_fdcwd, path.encode(), at_recursive, attributes, ctypes.sizeof(attributes)
-    )
-    _check(result, f"mount_setattr {path}")
+    size = ctypes.c_size_t(ctypes.sizeof(attributes))
+    result = _libc.syscall(_long(_MOUNT_SETATTR), at_fdcwd, path, at_recursive, attributes, size)
+    _check(result, f"mount_setattr {os.fsdecode(path)}")
 
 
-def become_root(path: str) -> None:
+def change_root(path: bytes) -> None:
     """Makes the mount at `path` the root of this mount namespace, and lets go of all else."""
     os.chdir(path)
-    _check(_libc.syscall(ctypes.c_long(_PIVOT_ROOT), b".", b"."), "pivot_root")
-    _check(_libc.umount2(b".", MNT_DETACH), "umount2")
+    _check(_libc.syscall(_long(_PIVOT_ROOT), b".", b"."), "pivot_root")
+    _check(_libc.umount2(b".", _MNT_DETACH), "umount2")
     os.chdir("/")
 
 
 def prctl(option: int, value: int) -> None:
-    _check(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0), f"prctl {option}")
+    _check(_libc.prctl(option, ctypes.c_ulong(value), _long(0), _long(0), _long(0)), f"prctl {option}")
+
+
+def ignore_interrupts() -> None:
+    """In place of Python's own handler of SIGINT, which would raise an exception anywhere."""
+    sigint, sig_ign = 2, 1
+    _libc.signal(sigint, _long(sig_ign))
+
+
+def set_name(name: bytes) -> None:
+    """What ps shows of this process."""
+    _check(_libc.prctl(_PR_SET_NAME, name), "prctl")
 
 
 def drop_capabilities() -> None:
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
-    _check(_libc.syscall(ctypes.c_long(_CAPSET), header, (ctypes.c_uint32 * 6)()), "capset")
+    """All sets, the bounding set included: no program run later can have any."""
+    drop, capability = _libc.prctl, 0
+    while drop(_PR_CAPBSET_DROP, capability) == 0:  # fails at the first that the kernel does not know
+        capability += 1
+    _check(_libc.syscall(_long(_CAPSET), _CAPABILITIES, _NO_CAPABILITIES), "capset")
+
+
+class Filter:
+    """A system call filter, ready to be attached."""
+
+    class _Program(ctypes.Structure):  # struct sock_fprog
+        _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p)]
+
+    def __init__(self, instructions: bytes) -> None:
+        self._program = self._Program(len(instructions) // 8, instructions)
+        self._address = ctypes.addressof(self._program)
+
+    def attach(self) -> None:
+        """To this process, for ever. Needs "no new privileges"."""
+        result = _libc.prctl(_PR_SET_SECCOMP, _long(_SECCOMP_MODE_FILTER), _long(self._address), _long(0), _long(0))
+        _check(result, "seccomp")

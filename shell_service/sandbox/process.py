@@ -17,7 +17,7 @@ from pathlib import Path
 from .command import Command, Exit, SandboxError
 from .protocol import (
     ENDED, ENDED_BODY, FAILED, GO, HELD, HELD_BODY, JOB, MAX_MESSAGE, READY, REPORT, REPORT_BODY, START, TERMINATE,
-    Order, Setup,
+    Setup, pack_order,
 )
 
 #: Seconds within which a launcher, and a job up to its gate, must be made.
@@ -80,10 +80,11 @@ class Process:
 
     def watch(self) -> None:
         """For the launcher's death, after which only the pidfd tells when the job's processes are gone."""
-        asyncio.get_running_loop().add_reader(self._pidfd, self.finish, signal.SIGKILL, 0.0, 0)
+        asyncio.get_running_loop().add_reader(self._pidfd, self.finish, 0.0, 0)
 
-    def finish(self, status: int, cpu_seconds: float, max_rss_bytes: int) -> None:
-        """Everything is gone; `status` is the init's own, which counts if it could not report the script's."""
+    def finish(self, cpu_seconds: float, max_rss_bytes: int) -> None:
+        """Everything is gone. What the init reported of the script counts; without a report, the init was killed."""
+        status: int = signal.SIGKILL
         with contextlib.suppress(OSError):
             message = self._sock.recv(MAX_MESSAGE)
             if message[:1] == REPORT:
@@ -282,11 +283,11 @@ def kill_leftover(pid: int, start_time: int) -> bool:
 def _order(command: Command) -> bytes:
     argv = (command.interpreter, "/run/job/script", *command.args)
     env = {**DEFAULT_ENV, **command.env}
-    return Order(
+    return pack_order(
         [text.encode(errors="surrogateescape") for text in argv],
         [f"{name}={value}".encode(errors="surrogateescape") for name, value in env.items()],
         command.script,
-    ).pack()
+    )
 
 
 def _file(data: bytes) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import _socket
 import fcntl
 import os
-import socket
 import stat
 import struct
 
@@ -12,7 +12,7 @@ from . import kernel
 from .kernel import MS_BIND, MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_RDONLY, MS_REC
 
 #: Inside the launcher: the jobs' root. The host's /proc stands beside it, as a new one can be mounted only then.
-ROOT = "/root"
+ROOT = b"/root"
 
 DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
 LINKS = {
@@ -42,36 +42,29 @@ def enter(privileged: bool) -> None:
     kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | (0 if privileged else kernel.CLONE_NEWUSER))
     if not privileged:
         kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # lost with the change of user namespace; without it /proc/self is root's
-        map_user(uid, uid, gid, gid)
-    kernel.mount(None, "/", None, MS_REC | MS_PRIVATE)
-    base = "/tmp"  # any folder that exists on every machine; nothing is taken from it
-    kernel.mount("tmpfs", base, "tmpfs", MS_NOSUID, "mode=0755,size=4m,nr_inodes=1k")
-    _build(base + ROOT, privileged)
-    for name in ("usr", "etc", *PROGRAMS):  # where bubblewrap is
-        if os.path.lexists(f"{base}{ROOT}/{name}"):
-            os.symlink(f"{ROOT[1:]}/{name}", f"{base}/{name}")
-    os.mkdir(base + "/tmp")
-    os.mkdir(base + "/proc")
-    kernel.mount("/proc", base + "/proc", None, MS_BIND | MS_REC)
-    kernel.become_root(base)
+        map_user(f"{uid} {uid} 1".encode(), f"{gid} {gid} 1".encode())
+    kernel.mount(None, b"/", None, MS_REC | MS_PRIVATE)
+    base = b"/tmp"  # any folder that exists on every machine; nothing is taken from it
+    kernel.mount(b"tmpfs", base, b"tmpfs", MS_NOSUID, b"mode=0755,size=4m,nr_inodes=1k")
+    _build(os.fsdecode(base + ROOT), privileged)
+    os.mkdir(base + b"/proc")
+    kernel.mount(b"/proc", base + b"/proc", None, MS_BIND | MS_REC)
+    kernel.change_root(base)
     _loopback_up()
     _keep_no_time_wait()
 
 
-def map_user(inside_uid: int, uid: int, inside_gid: int, gid: int) -> None:
-    """The one user and group of the user namespace that this process has just entered."""
-    for name, text in (
-        ("setgroups", "deny"),
-        ("uid_map", f"{inside_uid} {uid} 1"),
-        ("gid_map", f"{inside_gid} {gid} 1"),
-    ):
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
+def map_user(users: bytes, groups: bytes) -> None:
+    """Says who is who in the user namespace that this process has just entered."""
+    for name, text in (("setgroups", b"deny"), ("uid_map", users), ("gid_map", groups)):
+        fd = os.open(f"/proc/self/{name}", os.O_WRONLY)
+        os.write(fd, text)
+        os.close(fd)
 
 
 def _build(root: str, privileged: bool) -> None:
     os.mkdir(root)
-    kernel.mount("tmpfs", root, "tmpfs", MS_NOSUID, "mode=0755,size=4m,nr_inodes=1k")
+    kernel.mount(b"tmpfs", root.encode(), b"tmpfs", MS_NOSUID, b"mode=0755,size=4m,nr_inodes=1k")
     for target in TARGETS:
         os.makedirs(f"{root}/{target}")
     os.makedirs(f"{root}/etc/ssl")
@@ -91,9 +84,10 @@ def _build(root: str, privileged: bool) -> None:
             os.symlink(os.readlink(f"/{path}"), f"{root}/{path}")
         elif os.path.isdir(f"/{path}"):
             os.mkdir(f"{root}/{path}")
-            kernel.mount(f"/{path}", f"{root}/{path}", None, MS_BIND | MS_REC)
-            kernel.lock_down(f"{root}/{path}", MS_RDONLY | MS_NOSUID | MS_NODEV)
-    kernel.lock_down(root, MS_RDONLY | MS_NOSUID)
+            target = f"{root}/{path}".encode()
+            kernel.mount(f"/{path}".encode(), target, None, MS_BIND | MS_REC)
+            kernel.lock_down(target, MS_RDONLY | MS_NOSUID | MS_NODEV)
+    kernel.lock_down(root.encode(), MS_RDONLY | MS_NOSUID)
 
 
 def _device(path: str, number: int | None) -> None:
@@ -102,7 +96,7 @@ def _device(path: str, number: int | None) -> None:
         os.chmod(path, 0o666)
     else:  # an ordinary user may not make one, but may show the host's
         _write(path, b"")
-        kernel.mount(f"/dev/{os.path.basename(path)}", path, None, MS_BIND)
+        kernel.mount(f"/dev/{os.path.basename(path)}".encode(), path.encode(), None, MS_BIND)
 
 
 def _write(path: str, data: bytes) -> None:
@@ -113,8 +107,9 @@ def _write(path: str, data: bytes) -> None:
 
 def _loopback_up() -> None:
     siocsifflags, iff_up = 0x8914, 1
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        fcntl.ioctl(sock, siocsifflags, struct.pack("16sH14x", b"lo", iff_up))
+    sock = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+    fcntl.ioctl(sock.fileno(), siocsifflags, struct.pack("16sH14x", b"lo", iff_up))
+    sock.close()
 
 
 def _keep_no_time_wait() -> None:
