@@ -20,8 +20,10 @@ class Text(fields.String):
         checks = list(kwargs.pop("validate", []))
         if low or high is not None:
             checks.append(validate.Length(min=low or None, max=high))
+        self.pattern = pattern
         if pattern:
-            checks.append(validate.Regexp(re.compile(rf"\A(?:{pattern})\Z"), error=f"Must match {pattern}."))
+            error = f"Must match {pattern}.".replace("{", "{{").replace("}", "}}")  # marshmallow formats it
+            checks.append(validate.Regexp(re.compile(rf"\A(?:{pattern})\Z"), error=error))
         super().__init__(validate=checks, **kwargs)
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
@@ -48,6 +50,7 @@ class Number(fields.Float):
     """A finite number from `low` to `high`; `low` itself only when `closed`."""
 
     def __init__(self, *, low: float, high: float, closed: bool = True, **kwargs: Any) -> None:
+        self.closed = closed
         super().__init__(validate=validate.Range(low, high, min_inclusive=closed), **kwargs)
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> float:
