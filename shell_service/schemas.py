@@ -39,6 +39,13 @@ def _rules() -> JobRules:
 class Code(fields.Field[str]):
     """A script: text, or a list of lines."""
 
+    json_schema = {
+        "oneOf": [
+            {"type": "string", "minLength": 1, "pattern": r"^[^\u0000]*$"},
+            {"type": "array", "minItems": 1, "items": {"type": "string", "pattern": r"^[^\u0000]*$"}},
+        ]
+    }
+
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
         if isinstance(value, list) and all(isinstance(line, str) for line in value):
             value = "\n".join(value) + "\n" if value else ""
@@ -132,7 +139,12 @@ class JobRequest(Schema):
 class BatchRequest(Schema):
     """Jobs that are stored all together, or not at all."""
 
-    jobs = fields.List(fields.Nested(JobRequest), required=True, validate=validate.Length(min=1, max=1000))
+    jobs = fields.List(
+        fields.Nested(JobRequest),
+        required=True,
+        validate=validate.Length(min=1, max=1000),
+        metadata=about("The jobs, each as `POST /api/jobs` takes it."),
+    )
 
 
 class WaitQuery(Schema):
@@ -186,27 +198,29 @@ class JobRecord(Schema):
     """A job, and how it went."""
 
     id = fields.String(metadata=about("Its id: the name, and 32 hex digits."))
-    name = fields.String()
-    submitter_id = fields.Integer()
+    name = fields.String(metadata=about("What its owner calls it."))
+    submitter_id = fields.Integer(metadata=about("Its owner's number."))
     submitter = fields.String(metadata=about("Its owner's username."))
-    status = fields.String(validate=validate.OneOf(STATUSES))
+    status = fields.String(
+        validate=validate.OneOf(STATUSES), metadata=about("PENDING, RUNNING, or how it ended: then it never changes.")
+    )
     reason = _nullable(fields.String, "How it ended, as a sentence.")
     code = fields.String(metadata=about("The script; its first 1,024 characters in lists."))
-    shell = fields.String()
-    args = fields.List(fields.String())
+    shell = fields.String(metadata=about("The interpreter."))
+    args = fields.List(fields.String(), metadata=about("Positional arguments."))
     env = fields.Dict(
         keys=fields.String(),
         values=fields.String(allow_none=True),
         metadata=about("Values are shown to the owner only."),
     )
-    timeout = fields.Float()
-    priority = fields.Integer()
-    retries = fields.Integer()
-    retry_delay = fields.Float()
-    on_lost = fields.String()
+    timeout = fields.Float(metadata=about("Seconds that the script may run."))
+    priority = fields.Integer(metadata=about("Order among its owner's jobs."))
+    retries = fields.Integer(metadata=about("How often it is tried again when it ends FAILED or TIMEOUT."))
+    retry_delay = fields.Float(metadata=about("Seconds before the first retry; doubled each time."))
+    on_lost = fields.String(metadata=about("What happens when its runner goes away: `fail` or `requeue`."))
     attempt = fields.Integer(metadata=about("The attempt that this record tells of; 0 before the first."))
-    created_at = Instant()
-    modified = Instant()
+    created_at = Instant(metadata=about("When it was submitted."))
+    modified = Instant(metadata=about("When its record last changed."))
     run_at = _nullable(Instant, "Not started before.")
     started_at = _nullable(Instant, "When its script began.")
     finished_at = _nullable(Instant, "When it reached its final status.")
@@ -249,12 +263,12 @@ class RotateRequest(Schema):
 class TokenRecord(Schema):
     """A token, without its secret."""
 
-    id = fields.Integer()
-    name = fields.String()
-    username = fields.String()
-    scopes = fields.List(fields.String())
+    id = fields.Integer(metadata=about("Its public number."))
+    name = fields.String(metadata=about("What its owner calls it."))
+    username = fields.String(metadata=about("Its owner."))
+    scopes = fields.List(fields.String(), metadata=about("What it is good for, as far as its owner's role goes."))
     prefix = fields.String(metadata=about("Its first characters, to tell tokens apart."))
-    created_at = Instant()
+    created_at = Instant(metadata=about("When it was made."))
     expires_at = _nullable(Instant, "When it stops working.")
     last_used_at = _nullable(Instant, "When it was last used, to the minute.")
 
@@ -262,7 +276,7 @@ class TokenRecord(Schema):
 class NewTokenRecord(TokenRecord):
     """A token just made. The secret is in this answer only."""
 
-    token = fields.String()
+    token = fields.String(metadata=about("The whole token. Keep it: nobody can show it again."))
 
 
 class LimitsRequest(Schema):
@@ -277,43 +291,45 @@ class UserRequest(Schema):
     """A user to be made."""
 
     username = Text(low=1, high=100, pattern=NAME, required=True, metadata=about("His name.", "carol"))
-    role = fields.String(load_default="user", validate=validate.OneOf(["user", "admin"]))
-    limits = fields.Nested(LimitsRequest, load_default=dict)
+    role = fields.String(
+        load_default="user", validate=validate.OneOf(["user", "admin"]), metadata=about("`user` or `admin`.", "user")
+    )
+    limits = fields.Nested(LimitsRequest, load_default=dict, metadata=about("Limits of his own."))
 
 
 class UserPatch(Schema):
     """What to change of a user."""
 
-    role = fields.String(validate=validate.OneOf(["user", "admin"]))
+    role = fields.String(validate=validate.OneOf(["user", "admin"]), metadata=about("`user` or `admin`.", "user"))
     active = Flag(metadata=about("false cancels his jobs and stops his tokens at once."))
-    limits = fields.Nested(LimitsRequest)
+    limits = fields.Nested(LimitsRequest, metadata=about("Those to change."))
 
 
 class LimitsRecord(Schema):
     """The limits that hold for a user."""
 
-    max_running = fields.Integer()
-    max_queued = fields.Integer()
-    jobs_per_minute = fields.Integer()
+    max_running = fields.Integer(metadata=about("Jobs running at once."))
+    max_queued = fields.Integer(metadata=about("Jobs waiting at once."))
+    jobs_per_minute = fields.Integer(metadata=about("Jobs submitted per minute."))
 
 
 class UserRecord(Schema):
     """A user."""
 
-    id = fields.Integer()
-    username = fields.String()
-    role = fields.String()
-    active = fields.Boolean()
-    created_at = Instant()
-    modified = Instant()
-    limits = fields.Nested(LimitsRecord)
+    id = fields.Integer(metadata=about("The user's number."))
+    username = fields.String(metadata=about("The user's name."))
+    role = fields.String(metadata=about("`user` or `admin`."))
+    active = fields.Boolean(metadata=about("Whether the user's tokens work."))
+    created_at = Instant(metadata=about("When the user was made."))
+    modified = Instant(metadata=about("When the user last changed."))
+    limits = fields.Nested(LimitsRecord, metadata=about("The limits that hold now."))
 
 
 class WhoAmI(UserRecord):
     """Who calls, and what he may do with this token."""
 
     scopes = fields.List(fields.String(), metadata=about("What this token may do now."))
-    token = fields.Nested(TokenRecord)
+    token = fields.Nested(TokenRecord, allow_none=True, metadata=about("The token that was used."))
     running = fields.Integer(metadata=about("Jobs running now."))
     queued = fields.Integer(metadata=about("Jobs waiting now."))
 
@@ -327,24 +343,24 @@ class Cancelled(Schema):
 class ShellRecord(Schema):
     """An interpreter that jobs can name."""
 
-    name = fields.String()
-    path = fields.String()
+    name = fields.String(metadata=about("What jobs give as `shell`."))
+    path = fields.String(metadata=about("Where it is inside the sandbox."))
 
 
 class SysInfo(Schema):
     """The service's version, and whether it is ready."""
 
-    version = fields.String()
-    ready = fields.Boolean()
+    version = fields.String(metadata=about("The service's version."))
+    ready = fields.Boolean(metadata=about("Whether the database answers."))
 
 
 class RunnerRecord(Schema):
     """A runner that is up."""
 
-    name = fields.String()
-    state = fields.String()
-    slots = fields.Integer()
-    running = fields.Integer()
+    name = fields.String(metadata=about("Host and number."))
+    state = fields.String(metadata=about("`live`, or `draining` before it stops."))
+    slots = fields.Integer(metadata=about("Jobs that it can run at once."))
+    running = fields.Integer(metadata=about("Jobs that it holds now."))
 
 
 class Stats(Schema):
@@ -356,7 +372,7 @@ class Stats(Schema):
         metadata=about("Jobs by status: those that wait or run now, and those of the last 24 hours that ended."),
     )
     oldest_ready_seconds = _nullable(fields.Float, "How long the first job that could start has waited.")
-    runners = fields.List(fields.Nested(RunnerRecord))
+    runners = fields.List(fields.Nested(RunnerRecord), metadata=about("The runners that are up."))
 
 
 class Nothing(Schema):

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from baselayer.handler import Route
-from shell_service.handlers import info, jobs, output, tokens, users
+from shell_service.handlers import info, jobs, openapi, output, tokens, users
 
-ROUTES: list[Route] = [*jobs.ROUTES, *output.ROUTES, *tokens.ROUTES, *users.ROUTES, *info.ROUTES]
+ROUTES: list[Route] = [*jobs.ROUTES, *output.ROUTES, *tokens.ROUTES, *users.ROUTES, *info.ROUTES, *openapi.ROUTES]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from typing import Any
 
-from baselayer.errors import NotAllowed, Unavailable
+from baselayer.errors import LimitReached, NotAllowed, NotAuthenticated, Unavailable
 from baselayer.handler import ANY, PUBLIC, STREAMED, Call, Route, endpoint
 from shell_service import schemas, stats
 from shell_service.handlers.base import AppHandler
@@ -40,7 +40,12 @@ class SysInfo(AppHandler):
 
 
 class Metrics(AppHandler):
-    @endpoint(PUBLIC, media="text/plain", errors=[NotAllowed])
+    @endpoint(
+        PUBLIC,
+        media="text/plain",
+        errors=[NotAuthenticated, NotAllowed, LimitReached, Unavailable],
+        headers=["Authorization"],
+    )
     async def get(self, call: Call) -> Any:
         """Metrics in Prometheus' text format.
 

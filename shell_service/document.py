@@ -1,0 +1,164 @@
+"""The API's OpenAPI document: the routes, and what only the product knows about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from marshmallow import Schema
+
+from baselayer import openapi
+from baselayer.handler import Route
+from baselayer.openapi import About
+from shell_service import __version__, schemas
+from shell_service.models import STATUSES
+from shell_service.scopes import MEANINGS
+from shell_service.settings import Jobs
+
+DESCRIPTION = """\
+Submit shell scripts, follow what they print, and read how they ended.
+
+A success answers 200 with `{"status": "success", "data": …, "version": …}`. An error answers with its HTTP status and
+`{"status": "error", "message": …, "data": {"code": …, "errors": …}, "version": …}`, or as RFC 9457 has it for those who
+accept `application/problem+json`. Unknown fields and query parameters are refused, and so are values out of range.
+Times are RFC 3339 in UTC, durations are seconds, sizes are bytes. Every answer has an `X-Request-Id`.
+
+Any address can also answer 405 to a method that it does not have, 414 or 431 to an address or headers that are too
+long, and 413 or 415 to a body that it does not take."""
+
+_AT = "2030-01-31T12:00:00.000000Z"
+JOB_ID = "hello_019a2b3c4d5e7f60a1b2c3d4e5f60718"
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "job_id": {
+        "description": "The job's id.",
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,100}_[0-9a-f]{32}$"},
+        "example": JOB_ID,
+    },
+    "token_id": {
+        "description": "The token's number.",
+        "schema": {"type": "integer", "minimum": 0, "maximum": 999_999_999},
+        "example": 7,
+    },
+    "username": {
+        "description": "The user's name.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 100, "pattern": f"^{schemas.NAME}$"},
+        "example": "carol",
+    },
+}
+
+_JOB_REQUEST = {"name": "hello", "code": "for i in 1 2 3; do echo $i; done"}
+_JOB = {
+    "id": JOB_ID,
+    "name": "hello",
+    "submitter_id": 2,
+    "submitter": "alice",
+    "status": "COMPLETED",
+    "reason": "exit code 0",
+    "code": "for i in 1 2 3; do echo $i; done",
+    "shell": "sh",
+    "args": [],
+    "env": {},
+    "timeout": 3600.0,
+    "priority": 0,
+    "retries": 0,
+    "retry_delay": 1.0,
+    "on_lost": "fail",
+    "attempt": 1,
+    "created_at": _AT,
+    "modified": "2030-01-31T12:00:00.009000Z",
+    "run_at": None,
+    "started_at": "2030-01-31T12:00:00.004000Z",
+    "finished_at": "2030-01-31T12:00:00.009000Z",
+    "return_code": 0,
+    "signal": None,
+    "stdout": "1\n2\n3\n",
+    "stderr": "",
+    "stdout_bytes": 6,
+    "stderr_bytes": 0,
+    "output_truncated": False,
+    "wall_seconds": 0.004,
+    "cpu_seconds": 0.002,
+    "max_rss_bytes": 10_485_760,
+    "runner": "worker-1/0",
+    "cancelled_by": None,
+    "position": None,
+    "pending_reason": None,
+}
+_TOKEN = {
+    "id": 7,
+    "name": "laptop",
+    "username": "alice",
+    "scopes": ["jobs:read"],
+    "prefix": "shs_Zx3k",
+    "created_at": _AT,
+    "expires_at": "2030-02-01T12:00:00.000000Z",
+    "last_used_at": None,
+}
+_NEW_TOKEN = {**_TOKEN, "token": "shs_Zx3k…"}
+_LIMITS = {"max_running": 50, "max_queued": 20_000, "jobs_per_minute": 6_000}
+_USER = {
+    "id": 3,
+    "username": "carol",
+    "role": "user",
+    "active": True,
+    "created_at": _AT,
+    "modified": _AT,
+    "limits": _LIMITS,
+}
+_RUNNER = {"name": "worker-1/0", "state": "live", "slots": 32, "running": 2}
+_COUNTS = dict.fromkeys(STATUSES, 0) | {"RUNNING": 2, "COMPLETED": 512, "FAILED": 3}
+
+EXAMPLES: dict[type[Schema], Any] = {
+    schemas.JobRequest: _JOB_REQUEST,
+    schemas.BatchRequest: {"jobs": [{"code": "echo one"}, {"code": "echo two", "priority": 5}]},
+    schemas.Filters: {"name": "hello", "status": "PENDING"},
+    schemas.TokenRequest: {"name": "laptop", "scopes": ["jobs:read"], "expires_in": schemas.DAY},
+    schemas.RotateRequest: {"overlap": 60},
+    schemas.UserRequest: {"username": "carol", "limits": {"max_running": 10}},
+    schemas.UserPatch: {"limits": {"max_running": 20}},
+    schemas.JobRecord: _JOB,
+    schemas.Cancelled: {"cancelled": 2},
+    schemas.TokenRecord: _TOKEN,
+    schemas.NewTokenRecord: _NEW_TOKEN,
+    schemas.UserRecord: _USER,
+    schemas.WhoAmI: {**_USER, "scopes": ["jobs:read"], "token": _TOKEN, "running": 2, "queued": 0},
+    schemas.ShellRecord: {"name": "sh", "path": "/bin/sh"},
+    schemas.SysInfo: {"version": __version__, "ready": True},
+    schemas.Stats: {"jobs": _COUNTS, "oldest_ready_seconds": None, "runners": [_RUNNER]},
+    schemas.Nothing: {},
+}
+
+
+def routes() -> list[Route]:
+    """All routes, this document's included."""
+    from shell_service.handlers import ROUTES  # one of these handlers serves the document
+
+    return ROUTES
+
+
+def build(server: str, limits: Jobs, shells: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The document for a service at `server`, with its configured limits, and the interpreters that it offers."""
+    about = About("Shell Service", __version__, DESCRIPTION, server, MEANINGS, PARAMETERS, EXAMPLES)
+    found = openapi.document(routes(), about)
+    _apply(limits, found["components"]["schemas"]["JobRequest"], shells)
+    return found
+
+
+def _apply(limits: Jobs, job: dict[str, Any], shells: Mapping[str, str] | None) -> None:
+    """Put the bounds that are configured into the schema of a job request."""
+    properties = job["properties"]
+    for name, most in (
+        ("timeout", limits.max_timeout),
+        ("retries", limits.max_retries),
+        ("retry_delay", limits.max_retry_delay),
+        ("delay", limits.max_delay),
+    ):
+        properties[name]["maximum"] = most
+    properties["code"]["oneOf"][0]["maxLength"] = int(limits.max_code)
+    properties["timeout"]["description"] += f" {limits.default_timeout:g} when it is not given."
+    if shells:
+        properties["shell"]["enum"] = list(shells)
+    job["not"] = {
+        "required": ["run_at", "delay"],
+        "properties": {"run_at": {"type": "string"}, "delay": {"type": "number"}},
+    }
