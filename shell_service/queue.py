@@ -382,7 +382,7 @@ _FINISH = text(
         AS r(job_id uuid, fence bigint, retry_in float8, {_RESULT_COLUMNS})),
     gone AS (
       DELETE FROM running_job r USING ended e WHERE r.job_id = e.job_id AND r.fence = e.fence
-      RETURNING r.job_id, r.user_id, r.ord, r.attempt, r.started_at, r.cancelled_by,
+      RETURNING r.job_id, r.fence, r.user_id, r.ord, r.attempt, r.started_at, r.cancelled_by,
                 CASE WHEN r.cancel_requested_at IS NULL THEN e.retry_in END AS retry_in),
     again AS (
       INSERT INTO deferred_job (job_id, user_id, ord, run_at, attempt)
@@ -396,9 +396,9 @@ _FINISH = text(
                     WHEN e.status = 'CANCELLED' THEN 'cancelled by ' || g.cancelled_by ELSE e.reason END,
       {", ".join(f"{name} = CASE WHEN g.retry_in IS NULL THEN e.{name} END" for name in _RESULT_NAMES[2:])},
       status = CASE WHEN g.retry_in IS NULL THEN e.status END
-    FROM gone g JOIN ended e ON e.job_id = g.job_id
+    FROM gone g JOIN ended e ON e.job_id = g.job_id AND e.fence = g.fence
     WHERE j.id = g.job_id AND j.status IS NULL
-    RETURNING j.id, g.retry_in
+    RETURNING j.id, g.fence, g.retry_in
     """
 )
 
@@ -407,8 +407,8 @@ def finish(session: Session, results: Sequence[Result]) -> list[bool]:
     """Record how attempts ended; for each, whether it counted. The same results again change nothing."""
     rows = session.execute(_FINISH, {"rows": orjson.dumps([vars(item) for item in results]).decode()}).all()
     _tell_of(session, "F", (row.id for row in rows if row.retry_in is None))
-    counted = {row.id for row in rows}
-    return [item.job_id in counted for item in results]
+    counted = {row.fence for row in rows}
+    return [item.fence in counted for item in results]
 
 
 def release(session: Session, attempts: Sequence[Fenced]) -> list[bool]:
@@ -618,9 +618,18 @@ def expire(session: Session, runner_id: int, incarnation: uuid.UUID, last_beat: 
 
 
 def leave(session: Session, runner_id: int, incarnation: uuid.UUID) -> None:
-    """Record that a runner has ended in good order."""
+    """Record that a runner ends in good order, and give back claims that it never came to.
+
+    Where a script began whose result is not known here, the runner counts as silent: its journal may know more.
+    """
+    session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CLAIM_LOCK})  # no claim is under way
+    ours = [item for item in running_of(session, runner_id) if item.incarnation == incarnation]
+    release(session, [Fenced(item.job_id, item.fence) for item in ours])
     session.execute(
-        text("UPDATE runner SET state = 'gone' WHERE id = :id AND incarnation = :incarnation"),
+        text(
+            "UPDATE runner SET state = CASE WHEN EXISTS (SELECT FROM running_job WHERE runner_id = :id)"
+            " THEN 'draining' ELSE 'gone' END WHERE id = :id AND incarnation = :incarnation"
+        ),
         {"id": runner_id, "incarnation": incarnation},
     )
 

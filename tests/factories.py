@@ -1,0 +1,88 @@
+"""Users, jobs and runners for tests."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import factory
+import uuid_utils.compat
+from sqlalchemy.orm import Session
+
+from baselayer.models import User
+from shell_service import queue
+from shell_service.models import UserLimits
+from shell_service.queue import Limits, NewJob, Submission
+
+LIMITS = Limits(max_running=50, max_queued=1_000_000, jobs_per_minute=1_000_000)
+
+
+class UserFactory(factory.Factory):
+    """A user, not stored yet."""
+
+    class Meta:
+        model = User
+
+    username = factory.Sequence(lambda number: f"user{number}")
+
+
+def add_user(session: Session, limits: dict[str, int] | None = None, **fields: Any) -> int:
+    """Store a user, with `limits` of his own if given; returns his id."""
+    user = UserFactory(**fields)
+    session.add(user)
+    session.flush()
+    if limits:
+        session.add(UserLimits(user_id=user.id, **limits))
+    return user.id
+
+
+class NewJobFactory(factory.Factory):
+    """A complete job, as it is handed to `queue.submit`."""
+
+    class Meta:
+        model = NewJob
+
+    id = factory.LazyFunction(uuid_utils.compat.uuid7)
+    user_id = 1
+    name = "job"
+    priority = 0
+    code = "echo hello"
+    shell = "sh"
+    args = factory.LazyFunction(list)
+    env = factory.LazyFunction(dict)
+    stdin = ""
+    timeout = 60.0
+    run_at = None
+    retries = 0
+    retry_delay = 0.0
+    on_lost = "fail"
+    created_at = factory.LazyAttribute(lambda job: datetime.fromtimestamp((job.id.int >> 80) / 1000, UTC))
+    deferred = False
+
+
+def add_jobs(session: Session, user_id: int, count: int = 1, **fields: Any) -> list[uuid.UUID]:
+    """Submit jobs of a user; returns their ids."""
+    new = NewJobFactory.build_batch(count, user_id=user_id, **fields)
+    ids = queue.submit(session, [Submission(user_id, new)], LIMITS)[0]
+    assert isinstance(ids, list), ids
+    return ids
+
+
+@dataclass(frozen=True)
+class Enlisted:
+    """A runner that is known to the database."""
+
+    id: int
+    incarnation: uuid.UUID
+
+    def claim(self, session: Session, count: int = 1, cursor: int = 0, max_running: int = 50) -> list[queue.Claim]:
+        """Claim jobs for it."""
+        return queue.claim(session, self.id, self.incarnation, count, cursor, max_running)
+
+
+def add_runner(session: Session, name: str = "runner_00") -> Enlisted:
+    """Enter a runner, or a new incarnation of the one that has this name."""
+    incarnation = uuid.uuid4()
+    return Enlisted(queue.register(session, "host", name, incarnation, 32, None), incarnation)
