@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from marshmallow import ValidationError, fields, validate
+from marshmallow import Schema, ValidationError, fields, pre_load, validate
 
 from baselayer import config
 
@@ -76,6 +76,47 @@ class Size(fields.Field[int]):
             return config.parse_bytes(value)
         except ValueError as error:
             raise ValidationError(str(error)) from None
+
+
+class Items(fields.List):
+    """A list of `low` to `high` items; their number is looked at before any of them is."""
+
+    def __init__(self, inner: fields.Field[Any], *, high: int, low: int = 0, **kwargs: Any) -> None:
+        self._number = validate.Length(min=low or None, max=high)
+        super().__init__(inner, validate=self._number, **kwargs)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> list[Any]:
+        if isinstance(value, list):
+            self._number(value)
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
+class Pairs(fields.Dict):
+    """A mapping of up to `high` pairs; their number is looked at before any of them is."""
+
+    def __init__(self, keys: fields.Field[Any], values: fields.Field[Any], *, high: int, **kwargs: Any) -> None:
+        self._number = validate.Length(max=high)
+        super().__init__(keys=keys, values=values, validate=self._number, **kwargs)
+
+    def _deserialize(
+        self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any
+    ) -> dict[Any, Any]:
+        if isinstance(value, dict):
+            self._number(value)
+        found: dict[Any, Any] = super()._deserialize(value, attr, data, **kwargs)
+        return found
+
+
+class Request(Schema):
+    """A part of a request. However many fields it is given, only a few are looked at and named as unknown."""
+
+    _MOST_FIELDS = 100
+
+    @pre_load
+    def _count_fields(self, data: Any, **kwargs: Any) -> Any:
+        if isinstance(data, Mapping) and len(data) > self._MOST_FIELDS:
+            raise ValidationError(f"Must have at most {self._MOST_FIELDS} fields.")
+        return data
 
 
 class Instant(fields.Field[datetime]):

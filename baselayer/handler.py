@@ -34,6 +34,7 @@ R = TypeVar("R")
 
 PUBLIC: Final = "public"  # a scope that stands for "no token needed"
 ANY: Final = "any"  # a scope that stands for "any valid token"
+_LARGE_BODY: Final = 32 * 1024  # bytes, of which the check may take longer than the event loop should be held up
 
 
 class Streamed:
@@ -220,7 +221,11 @@ class Handler(web.RequestHandler):
             if declared.scope != ANY:
                 self.caller.require(declared.scope)
         query = self._check_query(declared.query)
-        return Call(self, self.caller, self._check_body(declared.body), query)
+        if len(self.request.body) < _LARGE_BODY:
+            body = self._check_body(declared.body)
+        else:  # such as a batch of a thousand jobs: others have their turn meanwhile
+            body = await asyncio.to_thread(self._check_body, declared.body)
+        return Call(self, self.caller, body, query)
 
     def schema_context(self) -> Any:
         """What schemas find with ``Context.get()`` while they check a request."""
@@ -381,6 +386,8 @@ def _required(schema_type: type[Schema]) -> bool:
 def _sentence(messages: dict[str, Any], noun: str) -> str:
     """The first of the field errors as a sentence, and how many more there are."""
     path, problem = _first(messages)
+    if path[-1:] == ["_schema"] and len(path) > 1:  # about a nested object as a whole
+        path.pop()
     name = ".".join(path)[:100]
     if problem == "Unknown field.":
         text = f"Unknown {noun} {name}."

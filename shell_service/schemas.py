@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
 from marshmallow.experimental.context import Context
 
-from baselayer.fields import Flag, Instant, Number, Text, Whole
+from baselayer.fields import Flag, Instant, Items, Number, Pairs, Request, Text, Whole
 from shell_service.models import STATUSES
 from shell_service.scopes import MEANINGS
 from shell_service.settings import Jobs
@@ -61,7 +62,7 @@ class Code(fields.Field[str]):
         return value
 
 
-class JobRequest(Schema):
+class JobRequest(Request):
     """A job to be run."""
 
     code = Code(
@@ -69,14 +70,12 @@ class JobRequest(Schema):
     )
     name = Text(low=1, high=100, pattern=NAME, load_default="job", metadata=about("First part of the job's id.", "hi"))
     shell = Text(load_default="sh", metadata=about("The interpreter: one of those that GET /api/shells lists.", "sh"))
-    args = fields.List(
-        Text(), load_default=list, validate=validate.Length(max=1000), metadata=about("Positional arguments.", ["a"])
-    )
-    env = fields.Dict(
-        keys=Text(pattern="[A-Za-z_][A-Za-z0-9_]{0,63}"),
-        values=Text(),
+    args = Items(Text(), high=1000, load_default=list, metadata=about("Positional arguments.", ["a"]))
+    env = Pairs(
+        Text(pattern="[A-Za-z_][A-Za-z0-9_]{0,63}"),
+        Text(),
+        high=1000,
         load_default=dict,
-        validate=validate.Length(max=1000),
         metadata=about("Environment variables.", {"GREETING": "hello"}),
     )
     stdin = Text(load_default="", metadata=about("What the script reads from its standard input."))
@@ -117,9 +116,12 @@ class JobRequest(Schema):
             ("delay", limits.max_delay),
         ):
             if (data.get(name) or 0) > most:
-                problems[name] = [f"Must be at most {most:g}; the service's operator sets this limit."]
-        if data.get("run_at") is not None and data.get("delay") is not None:
-            problems["delay"] = ["Give either run_at or delay."]
+                problems[name] = [f"Must be at most {most:.10g}; the service's operator sets this limit."]
+        if (run_at := data.get("run_at")) is not None:
+            if (run_at - datetime.now(UTC)).total_seconds() > limits.max_delay:
+                problems["run_at"] = [f"Must be at most {limits.max_delay:.0f} seconds from now."]
+            if data.get("delay") is not None:
+                problems["delay"] = ["Give either run_at or delay."]
         texts = [*data.get("args", []), *data.get("env", {}).values(), data.get("stdin", "")]
         if sum(len(item.encode()) for item in texts) > limits.max_input:
             problems["stdin"] = [f"args, env and stdin together must be at most {limits.max_input} bytes."]
@@ -136,13 +138,14 @@ class JobRequest(Schema):
         return data
 
 
-class BatchRequest(Schema):
+class BatchRequest(Request):
     """Jobs that are stored all together, or not at all."""
 
-    jobs = fields.List(
+    jobs = Items(
         fields.Nested(JobRequest),
+        low=1,
+        high=1000,
         required=True,
-        validate=validate.Length(min=1, max=1000),
         metadata=about("The jobs, each as `POST /api/jobs` takes it."),
     )
 
@@ -158,7 +161,7 @@ class WaitQuery(Schema):
     )
 
 
-class Filters(Schema):
+class Filters(Request):
     """Which jobs are meant."""
 
     status = fields.String(
@@ -240,21 +243,22 @@ class JobRecord(Schema):
     pending_reason = _nullable(fields.String, "What a pending job waits for.")
 
 
-class TokenRequest(Schema):
+class TokenRequest(Request):
     """A token to be made."""
 
     name = Text(low=1, high=100, required=True, metadata=about("What you call it.", "laptop"))
-    scopes = fields.List(
+    scopes = Items(
         fields.String(validate=validate.OneOf(list(MEANINGS))),
+        low=1,
+        high=len(MEANINGS),
         load_default=None,
-        validate=validate.Length(min=1, max=len(MEANINGS)),
         metadata=about("What it is good for; by default the same as the token that you use.", ["jobs:read"]),
     )
     expires_in = Whole(low=1, high=CENTURY, load_default=None, metadata=about("Seconds until it expires.", DAY))
     username = Text(low=1, high=100, load_default=None, metadata=about("For whom (administrators)."))
 
 
-class RotateRequest(Schema):
+class RotateRequest(Request):
     """How to replace a token."""
 
     overlap = Whole(low=0, high=7 * DAY, load_default=0, metadata=about("Seconds that the old one still works.", 0))
@@ -279,7 +283,7 @@ class NewTokenRecord(TokenRecord):
     token = fields.String(metadata=about("The whole token. Keep it: nobody can show it again."))
 
 
-class LimitsRequest(Schema):
+class LimitsRequest(Request):
     """Limits of a user; null stands for the configured default."""
 
     max_running = Whole(low=0, high=10**6, allow_none=True, metadata=about("Jobs running at once.", 50))
@@ -287,7 +291,7 @@ class LimitsRequest(Schema):
     jobs_per_minute = Whole(low=0, high=10**6, allow_none=True, metadata=about("Jobs submitted per minute.", 6000))
 
 
-class UserRequest(Schema):
+class UserRequest(Request):
     """A user to be made."""
 
     username = Text(low=1, high=100, pattern=NAME, required=True, metadata=about("His name.", "carol"))
@@ -297,7 +301,7 @@ class UserRequest(Schema):
     limits = fields.Nested(LimitsRequest, load_default=dict, metadata=about("Limits of his own."))
 
 
-class UserPatch(Schema):
+class UserPatch(Request):
     """What to change of a user."""
 
     role = fields.String(validate=validate.OneOf(["user", "admin"]), metadata=about("`user` or `admin`.", "user"))

@@ -216,6 +216,7 @@ def _check_ranges(settings: Settings) -> None:
         "runner.processes": settings.runner.processes,
         "runner.slots": settings.runner.slots,
         "database.pool_size": settings.database.pool_size,
+        "access.failures_per_minute": settings.access.failures_per_minute,
     }
     for key, value in at_least_one.items():
         if value < 1:
