@@ -89,12 +89,12 @@ _TOKEN = {
     "name": "laptop",
     "username": "alice",
     "scopes": ["jobs:read"],
-    "prefix": "shs_Zx3k",
+    "prefix": "shs_Zx3k9Q",
     "created_at": _AT,
     "expires_at": "2030-02-01T12:00:00.000000Z",
     "last_used_at": None,
 }
-_NEW_TOKEN = {**_TOKEN, "token": "shs_Zx3k…"}
+_NEW_TOKEN = {**_TOKEN, "token": "shs_Zx3k9Q…"}
 _LIMITS = {"max_running": 50, "max_queued": 20_000, "jobs_per_minute": 6_000}
 _USER = {
     "id": 3,
