@@ -9,8 +9,14 @@
 CREATE FUNCTION claim_jobs(p_runner int, p_incarnation uuid, p_count int, p_cursor int, p_max_running int)
 RETURNS TABLE (job_id uuid, user_id int, attempt smallint, fence bigint)
 LANGUAGE plpgsql
-SET plan_cache_mode = force_generic_plan  -- the tables swing between 0 and 1,000,000 rows: statistics lie
+SET plan_cache_mode = force_generic_plan
+-- The tables swing between 0 and 1,000,000 rows, and a plan made when they were empty is kept by its connection: only
+-- walks along an index, and loops over few rows, are right at both ends.
 SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_sort = off
+SET enable_mergejoin = off
+SET enable_hashjoin = off
 AS $$
 #variable_conflict use_column
 DECLARE
