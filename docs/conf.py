@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from shell_service import __version__
+from shell_service import __version__  # noqa: E402 - found by the line above
 
 project = "Shell Service"
 author = "the Shell Service authors"

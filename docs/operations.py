@@ -7,13 +7,15 @@ from typing import Any
 
 Json = dict[str, Any]
 
+_METHODS = ("post", "get", "put", "patch", "delete")  # the order on a page: making things comes first
+
 
 def page(document: Json, tags: set[str]) -> str:
     """All operations with one of these tags, as Markdown, in the order of the document."""
     found = [
         _operation(document, path, method, operation)
         for path, operations in document["paths"].items()
-        for method, operation in operations.items()
+        for method, operation in sorted(operations.items(), key=lambda item: _METHODS.index(item[0]))
         if tags & set(operation["tags"])
     ]
     return "\n\n".join(found)
@@ -79,11 +81,19 @@ def _errors(document: Json, responses: Json) -> str:
 
 
 def _samples(operation: Json) -> str:
-    blocks = []
-    for sample in operation["x-codeSamples"]:
+    """Tabs that need no script: of two radio buttons the chosen one shows what stands beside it."""
+    parts = ['<div class="tabs">']
+    for number, sample in enumerate(operation["x-codeSamples"]):
+        name = operation["operationId"]
+        chosen = "" if number else " checked"
         language = {"Shell": "sh", "Python": "python"}[sample["lang"]]
-        blocks.append(f"```{{code-block}} {language}\n:caption: {sample['label']}\n\n{sample['source'].rstrip()}\n```")
-    return "\n\n".join(blocks)
+        parts += [
+            f'<input type="radio" name="{name}" id="{name}-{number}"{chosen}>'
+            f'<label for="{name}-{number}">{sample["label"]}</label><div class="tab">',
+            f"```{language}\n{sample['source'].rstrip()}\n```",
+            "</div>",
+        ]
+    return "\n\n".join([*parts, "</div>"])
 
 
 def _folded(title: str, content: str) -> str:

@@ -1,0 +1,175 @@
+"""Every example of the documentation does what it says, on the real service."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from docs.generated import EXAMPLE_URL
+from services import run
+from shell_service import document
+from shell_service.settings import ROOT, load
+from tests.docs import pages
+from tests.docs.pages import Example
+from tests.stack import Stack
+
+SECONDS = 60  # for a block
+DISRUPTIVE = {"backup.md"}  # stop the service: they get one of their own
+
+# `make` as the pages use it: on the service of the test, in the background where it would stay in front.
+BEFORE = """
+set -eo pipefail
+make() {
+    if [ "$1" = run ]; then
+        (cd "$ROOT" && exec "$PYTHON" -m services.manage --config "$CONFIG" run >"$PRINTED" 2>&1 </dev/null) &
+        for _ in $(seq 600); do ! grep -q "^  stop " "$PRINTED" || return 0; sleep 0.1; done
+        cat "$PRINTED"; return 1
+    else
+        (cd "$ROOT" && exec "$PYTHON" -m services.manage --config "$CONFIG" "$@")
+    fi
+}
+[ ! -e state.sh ] || . ./state.sh
+"""
+# What later blocks of the page may use.
+AFTER = "{ declare -f; declare -p ID JOB PGBIN TOKEN 2>/dev/null || true; } > state.sh"
+
+
+class Reader:
+    """Somebody who tries a page's examples one after the other, in a folder that looks like the checkout."""
+
+    def __init__(self, stack: Stack, folder: Path) -> None:
+        self._stack, self._folder = stack, folder
+        (folder / "data").symlink_to(stack.settings.data_dir)
+        (folder / ".tokens.yaml").symlink_to(stack.settings.tokens_file)
+        (folder / ".venv" / "bin").mkdir(parents=True)
+        (folder / ".venv" / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        (folder / ".venv" / "bin" / "python").chmod(0o755)
+
+    def run(self, example: Example) -> str:
+        """Run a block; what it printed. Functions and variables of shell blocks before it are there."""
+        code = example.code.replace(EXAMPLE_URL, self._stack.base_url)
+        if example.language == "python":
+            return self._execute([sys.executable, "-"], code)
+        return self._execute(["bash"], f"{BEFORE}\n{code}\n{AFTER}")
+
+    def _execute(self, command: list[str], code: str) -> str:
+        environment = {
+            **os.environ,
+            "TOKEN": self._stack.admin_token,
+            "PYTHONPATH": str(ROOT),
+            "ROOT": str(ROOT),
+            "PYTHON": sys.executable,
+            "CONFIG": str(self._stack.config),
+            "PRINTED": str(self._folder / "printed"),
+            "NO_PROXY": "*",
+        }
+        done = subprocess.run(
+            command,
+            input=code,
+            env=environment,
+            cwd=self._folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    with Stack() as stack:
+        yield stack
+
+
+def check(reader: Reader, path: Path) -> None:
+    for example in pages.examples(path):
+        printed = reader.run(example)
+        if example.prints is not None:
+            shown = f"{path.name}:{example.line} printed\n{printed}\nand not\n{example.prints}"
+            assert pages.matches(example.prints, printed), shown
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in pages.pages() if path.name not in DISRUPTIVE], ids=lambda path: path.name
+)
+def test_examples_of_a_page(path: Path, stack: Stack, tmp_path: Path) -> None:
+    check(Reader(stack, tmp_path), path)
+
+
+@pytest.mark.timeout(300)
+def test_back_up_and_restore(tmp_path: Path) -> None:
+    (path,) = [path for path in pages.pages() if path.name in DISRUPTIVE]
+    with Stack() as stack:
+        with stack.client() as client:
+            saved = client.post("/api/jobs?wait=20", json={"code": "echo saved"}).json()["data"]
+            assert saved["status"] == "COMPLETED"
+            waiting = client.post("/api/jobs", json={"name": "later", "code": "date", "delay": 3600}).json()["data"]
+            client.post("/api/jobs/cancel", json={"name": "later"})
+        try:
+            check(Reader(stack, tmp_path), path)
+            with stack.client() as client:
+                assert client.get(f"/api/jobs/{saved['id']}").json()["data"] == saved
+                assert client.get(f"/api/jobs/{waiting['id']}").json()["data"]["status"] == "CANCELLED"
+                assert client.get(f"/api/jobs/{saved['id']}/stdout").content == b"saved\n"
+                again = client.post(f"/api/jobs/{saved['id']}/rerun").json()["data"]
+                assert again["id"] != saved["id"]
+        finally:
+            run.stop(stack.settings, print)
+
+
+# -- the samples of the API reference --------------------------------------------------------------------------------
+
+DOCUMENT = document.build(EXAMPLE_URL, load().jobs)
+SAMPLES = [
+    pytest.param(path, method, sample, id=f"{method.upper()} {path} {sample['label']}")
+    for path, operations in DOCUMENT["paths"].items()
+    for method, operation in operations.items()
+    for sample in operation["x-codeSamples"]
+]
+
+
+class Things:
+    """What the samples are about, made anew for each."""
+
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
+
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        data: dict[str, Any] = self._client.post(path, json=body).raise_for_status().json()["data"]
+        return data
+
+    def put_into(self, source: str) -> str:
+        """`source` about things that are there, and names that are not taken."""
+        if document.JOB_ID in source:
+            job = self._post("/api/jobs?wait=20", {"code": "echo one; echo two >&2"})
+            source = source.replace(document.JOB_ID, job["id"])
+        if "/api/tokens/7" in source:
+            token = self._post("/api/tokens", {"name": "sample"})
+            source = source.replace("/api/tokens/7", f"/api/tokens/{token['id']}")
+        name = f"carol-{uuid.uuid4().hex[:8]}"
+        if "/api/users/carol" in source:
+            self._post("/api/users", {"username": name})
+        return source.replace("carol", name)
+
+
+@pytest.mark.parametrize(("path", "method", "sample"), SAMPLES)
+def test_samples_of_the_reference(path: str, method: str, sample: dict[str, str], stack: Stack, tmp_path: Path) -> None:
+    with stack.client() as client:
+        source = Things(client).put_into(sample["source"])
+    language = {"curl": "sh", "Python": "python"}[sample["label"]]
+    if language == "sh":
+        source = source.replace("curl ", "curl -sS --fail-with-body ", 1)
+    printed = Reader(stack, tmp_path).run(Example(0, language, source))
+    deleted = method == "delete" and language == "python"
+    assert printed.strip() and (deleted or printed.strip() != "{}")
