@@ -129,6 +129,20 @@ class Stack:
         os.kill(pid, number)
         return pid
 
+    def stop_group(self, *groups: str) -> None:
+        """Stop all programs of the groups, such as ``app``, the orderly way, and wait for it."""
+        for group in groups:
+            self._patient.call("supervisor.stopProcessGroup", group)
+
+    def start_group(self, *groups: str) -> None:
+        """Start all programs of the groups, and wait until they have stayed up for a second."""
+        for group in groups:
+            self._patient.call("supervisor.startProcessGroup", group)
+
+    @property
+    def _patient(self) -> Supervisor:
+        return Supervisor(self.supervisor.path, 60)
+
     def wait_for(self, program: str, other_than: int = 0, seconds: float = 30.0) -> int:
         """Wait until a program runs, in another process than `other_than`; returns the process's number."""
 

@@ -87,7 +87,9 @@ def test_an_emptied_file_is_read_again(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.one_of(st.just("rotate"), st.just("read"), st.integers(1, 5)), max_size=40))
-def test_no_byte_is_lost_or_doubled_by_rotation(tmp_path_factory: pytest.TempPathFactory, steps: list[str | int]) -> None:
+def test_no_byte_is_lost_or_doubled_by_rotation(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[str | int]
+) -> None:
     folder = tmp_path_factory.mktemp("log")
     path = folder / "app.log"
     path.touch()

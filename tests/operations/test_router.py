@@ -1,0 +1,181 @@
+"""The router: what nginx answers itself has the service's own form, and what it passes on is what came."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import uuid
+from collections.abc import Iterator
+from http.client import HTTPResponse
+from typing import Any
+
+import pytest
+
+from tests.stack import Stack, eventually
+
+METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PURGE"]
+
+
+def exchange(stack: Stack, request: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Send bytes as they are; status, headers (lower case) and body of the answer."""
+    with socket.create_connection(("127.0.0.1", stack.settings.server.port), timeout=20) as connection:
+        connection.sendall(request)
+        answer = HTTPResponse(connection)
+        answer.begin()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+
+
+def error_of(body: bytes) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(body)
+    assert content.keys() == {"status", "message", "data", "version"}
+    assert content["status"] == "error"
+    assert content["message"]
+    assert content["data"].keys() == {"code", "errors"}
+    return content
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status", "code"),
+    [
+        (b"nonsense\r\n\r\n", 400, "bad_request"),
+        (b"GET /api/sysinfo HTTP/1.1\r\n\r\n", 400, "bad_request"),  # no Host
+        (b"GET /api/sysinfo HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400, "bad_request"),
+        (b"POST /api/jobs HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n", 400, "bad_request"),
+        (b"POST /api/jobs HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400, "bad_request"),
+        (b"TRACE /api/jobs HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", 405, "method_not_allowed"),
+        (b"GET /api/" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414, "address_too_long"),
+        (b"GET /api/jobs HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 40_000 + b"\r\n\r\n", 431, "headers_too_large"),
+        (b"GET /api/jobs HTTP/1.1\r\nHost: a\r\n" + b"X: aaaaaaaaaaaaaaa\r\n" * 8000 + b"\r\n", 431, "headers_too_large"),
+    ],
+)  # fmt: skip
+def test_refusals_of_the_router_have_the_envelope(stack: Stack, request_bytes: bytes, status: int, code: str) -> None:
+    answered, headers, body = exchange(stack, request_bytes)
+    assert answered == status
+    assert headers["content-type"].startswith("application/json")
+    assert re.fullmatch("[0-9a-f]{32}", headers["x-request-id"])
+    assert error_of(body)["data"]["code"] == code
+    line = eventually(lambda: [x for x in stack.log("nginx").splitlines() if f" {headers['x-request-id']} " in x])[0]
+    assert f'" {status} ' in line
+    assert "/-/" not in line
+
+
+def test_a_body_that_is_announced_as_too_large_is_refused_unread(stack: Stack) -> None:
+    head = b"POST /api/jobs HTTP/1.1\r\nHost: a\r\nContent-Length: 10000000000\r\nConnection: close\r\n\r\n"
+    status, _, body = exchange(stack, head + b"x" * 100_000)
+    assert (status, error_of(body)["data"]["code"]) == (413, "too_large")
+    assert "100000 bytes" in error_of(body)["message"]
+
+
+def test_a_body_that_turns_out_too_large_is_refused(stack: Stack) -> None:
+    head = b"POST /api/jobs HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    status, _, body = exchange(stack, head + b"10000\r\n" + b"x" * 0x10000 + b"\r\n10000\r\n" + b"x" * 0x10000 + b"\r\n")
+    assert (status, error_of(body)["data"]["code"]) == (413, "too_large")
+
+
+def test_a_client_that_sends_it_all_first_still_reads_the_refusal(stack: Stack) -> None:
+    with stack.client() as client:
+        answer = client.post("/api/jobs", content=b"x" * 5_000_000, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413
+    assert error_of(answer.content)["data"]["code"] == "too_large"
+
+
+def test_the_request_has_one_number_and_it_is_ours(stack: Stack) -> None:
+    with stack.client() as client:
+        answer = client.get("/api/sysinfo", headers={"X-Request-Id": "mine"})
+    number = answer.headers["X-Request-Id"]
+    assert re.fullmatch("[0-9a-f]{32}", number)
+    assert answer.headers.get_list("X-Request-Id") == [number]
+    eventually(lambda: number in stack.log("nginx"))
+    assert " mine " not in stack.log("nginx")
+
+
+def test_a_client_cannot_say_who_it_is(stack: Stack) -> None:
+    marker = f"/api/{uuid.uuid4().hex}"
+    forged = {"X-Real-IP": "203.0.113.9", "X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "https"}
+    with stack.client() as client:
+        client.get(marker, headers=forged)
+    logs = eventually(lambda: [line for n in (0, 1) for line in stack.log(f"app_0{n}").splitlines() if marker in line])
+    assert "127.0.0.1" in logs[0]
+    assert "203.0.113.9" not in logs[0]
+
+
+def test_the_log_holds_neither_tokens_nor_control_characters(stack: Stack) -> None:
+    marker = uuid.uuid4().hex
+    target = f"/api/{marker}/%1b%5b2J%0aforged?token={stack.admin_token}".encode()
+    token = stack.admin_token.encode()
+    exchange(stack, b"GET " + target + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAuthorization: token " + token + b"\r\n\r\n")
+    eventually(lambda: marker in stack.log("nginx"))
+    for log in stack.settings.log_dir.iterdir():
+        text = log.read_text()
+        assert stack.admin_token not in text, log
+        assert "\x1b" not in text, log
+        assert not re.search("^forged", text, re.MULTILINE), log
+
+
+@pytest.mark.parametrize("path", ["/api/sysinfo", "/api/none", "/status", "/", "/metrics"])
+def test_every_answer_has_the_safety_headers(stack: Stack, path: str) -> None:
+    with stack.client(token="") as client:
+        headers = client.get(path).headers
+    assert headers.get_list("X-Content-Type-Options") == ["nosniff"]
+    assert headers.get_list("Referrer-Policy") == ["no-referrer"]
+    assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+    assert len(headers.get_list("Content-Security-Policy")) == 1
+    assert headers["Server"] == "nginx"
+
+
+def test_the_site_is_compressed_and_the_api_is_not(stack: Stack) -> None:
+    (stack.settings.site_dir / "long.html").write_text("<p>hello</p>" * 1000)
+    with stack.client() as client:
+        assert client.get("/long.html").headers["Content-Encoding"] == "gzip"
+        assert "Content-Encoding" not in client.get("/api/openapi.json").headers
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/.version", "/.git/config", "/a/.hidden", "/../secrets/postgres_password", "/%2e%2e/secrets/postgres_password",
+     "/..%2fsecrets/postgres_password", "/static/../../tokens.yaml", "//..//..//etc/passwd", "/nothing"],
+)  # fmt: skip
+def test_nothing_but_the_site_is_served(stack: Stack, path: str) -> None:
+    request = f"GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode()
+    assert exchange(stack, request)[0] in (400, 404)
+
+
+def test_without_workers_and_status_server_it_is_503_as_well(stack: Stack) -> None:
+    stack.stop_group("app", "status")
+    try:
+        with stack.client() as client:
+            for path in ("/api/jobs", "/status"):
+                answer = client.post(path, json={"code": "true"})
+                assert (answer.status_code, int(answer.headers["Retry-After"]) > 0) == (503, True)
+                assert error_of(answer.content)["data"]["code"] == "unavailable"
+    finally:
+        stack.start_group("status", "app")
+
+
+def test_one_dead_worker_is_skipped_whatever_the_method(stack: Stack) -> None:
+    stack.supervisor.call("supervisor.stopProcess", "app:app_00")
+    try:
+        with stack.client() as client:
+            for _ in range(20):
+                assert client.post("/api/jobs", json={"code": "true"}).status_code == 200
+    finally:
+        stack.supervisor.call("supervisor.startProcess", "app:app_00")
+
+
+@pytest.fixture(scope="module")
+def without_workers(stack: Stack) -> Iterator[Stack]:
+    stack.stop_group("app")
+    yield stack
+    stack.start_group("app")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_without_workers_every_method_gets_503(without_workers: Stack, method: str) -> None:
+    with without_workers.client() as client:
+        answer = client.request(method, "/api/jobs", content=b'{"code": "true"}' if method == "POST" else None)
+    assert answer.status_code == 503
+    assert int(answer.headers["Retry-After"]) > 0
+    if method != "HEAD":
+        assert error_of(answer.content)["data"]["code"] == "unavailable"
+        assert "Idempotency-Key" in answer.json()["message"]

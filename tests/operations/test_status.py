@@ -1,0 +1,116 @@
+"""The status page: right when all is well, there when nothing else is, silent about what is not the public's."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from services.status import report
+from services.status.__main__ import prefers_json
+from services.status.terminal import count, duration
+from tests.stack import Stack, eventually
+
+JSON = {"Accept": "application/json"}
+
+
+def test_all_is_well(stack: Stack) -> None:
+    data = eventually(lambda: (d := _report(stack))["status"] == "ok" and d)
+    assert {process["name"] for process in data["processes"]} == set(stack.programs())
+    assert data["database"]["state"] == "up"
+    assert data["database"]["version"].startswith("18")
+    (runner,) = data["runners"]
+    assert (runner["state"], runner["sandbox"], runner["slots"]) == ("live", "ok", stack.settings.runner.slots)
+    assert data["queue"]["ready"] == 0
+
+
+def _report(stack: Stack) -> dict:
+    with stack.client(token="") as client:
+        answer = client.get("/status", headers=JSON)
+    assert (answer.status_code, answer.json()["status"]) == (200, "success")
+    return answer.json()["data"]
+
+
+def test_the_page_is_complete_in_itself(stack: Stack) -> None:
+    with stack.client(token="") as client:
+        answer = client.get("/status", headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+    assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+    page = answer.text
+    assert '<html lang="en">' in page
+    assert "runner_00" in page
+    assert not re.search(r"(src|href)=", page)
+    assert "<script" not in page
+
+
+def test_head_says_as_much_without_a_body(stack: Stack) -> None:
+    with stack.client(token="") as client:
+        answer = client.head("/status")
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert int(answer.headers["Content-Length"]) > 1000
+
+
+def test_other_methods_are_refused(stack: Stack) -> None:
+    with stack.client(token="") as client:
+        answer = client.post("/status", json={})
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "GET, HEAD")
+    assert answer.json()["data"]["code"] == "method_not_allowed"
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/html"])
+def test_it_tells_nothing_of_tenants_paths_or_secrets(stack: Stack, accept: str) -> None:
+    with stack.client() as client:
+        made = client.post("/api/jobs?wait=20", json={"code": "echo private", "name": "private-name"}).json()["data"]
+        text = client.get("/status", headers={"Accept": accept}).text
+    password = stack.settings.cluster.password_file.read_text().strip()
+    for secret in ("private", made["id"], str(stack.folder), password, stack.admin_token, "/work", "Traceback"):
+        assert secret not in text
+
+
+def test_it_works_when_the_rest_does_not(stack: Stack) -> None:
+    stack.stop_group("app", "runner", "scheduler", "postgres")
+    try:
+        data = eventually(lambda: (d := _report(stack))["database"]["state"] == "down" and d)
+        assert data["status"] == "degraded"
+        assert (data["runners"], data["queue"]) == (None, None)
+        states = {process["name"]: process["state"] for process in data["processes"]}
+        assert states["app_00"] == "STOPPED"
+    finally:
+        stack.start_group("postgres", "app", "runner", "scheduler")
+    eventually(lambda: _report(stack)["status"] == "ok", 40)
+
+
+@pytest.mark.parametrize(
+    ("accept", "json"),
+    [
+        ("", False),
+        ("*/*", False),
+        ("application/json", True),
+        ("application/json, */*;q=0.5", True),
+        ("text/html, application/json;q=0.9", False),
+        ("text/html;q=0.1, application/json;q=0.9", True),
+        ("application/*", True),
+        ("application/json;q=x", False),
+        ("text/*, application/json;q=0", False),
+    ],
+)
+def test_which_form_is_preferred(accept: str, json: bool) -> None:
+    assert prefers_json(accept) is json
+
+
+def test_figures_in_words() -> None:
+    assert [duration(s) for s in (0.9, 61, 3700, 90000)] == ["0 s", "1 min 1 s", "1 h 1 min", "1 d 1 h"]
+    assert [count(n, 10) for n in (None, 10, 11)] == ["unknown", "10", "more than 10"]
+
+
+@pytest.mark.parametrize(
+    ("runner", "verdict"),
+    [
+        ({"state": "live", "sandbox": "ok", "heartbeat_age_seconds": 1}, "ok"),
+        ({"state": "live", "sandbox": "ok", "heartbeat_age_seconds": 99}, "degraded"),
+        ({"state": "gone", "sandbox": "ok", "heartbeat_age_seconds": 1}, "degraded"),
+        ({"state": "live", "sandbox": "not working: takes no jobs", "heartbeat_age_seconds": 1}, "degraded"),
+    ],
+)
+def test_jobs_need_a_runner_that_is_there(runner: dict, verdict: str) -> None:
+    data = {"database": {"state": "up"}, "runners": [runner]}
+    assert report._verdict([{"ok": True}], data, 60) == verdict
