@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 FieldErrors = dict[str, Any]
@@ -14,12 +15,17 @@ class ApiError(Exception):
     code: ClassVar[str] = "internal_error"
 
     def __init__(
-        self, message: str | None = None, errors: FieldErrors | None = None, retry_after: int | None = None
+        self,
+        message: str | None = None,
+        errors: FieldErrors | None = None,
+        retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        """`errors` maps a field to what is wrong with it; `retry_after` is in seconds."""
+        """`errors` maps a field to what is wrong with it; `retry_after` is in seconds; `headers` go with the answer."""
         self.message = message or (type(self).__doc__ or "").strip()
         self.errors = errors or {}
         self.retry_after = retry_after
+        self.headers = headers or {}
         super().__init__(self.message)
 
 

@@ -241,7 +241,7 @@ class Handler(web.RequestHandler):
             raise errors.InvalidRequest(_sentence(messages, noun), messages) from None
 
     def _check_query(self, schema_type: type[Schema] | None) -> dict[str, Any]:
-        schema = (schema_type or Schema)(unknown=marshmallow.RAISE)
+        schema = _checker(schema_type)
         values: dict[str, Any] = {}
         for name, given in self.request.query_arguments.items():
             try:
@@ -258,7 +258,7 @@ class Handler(web.RequestHandler):
     def _check_body(self, schema_type: type[Schema] | None) -> dict[str, Any]:
         body = self.request.body
         if not body and (schema_type is None or not _required(schema_type)):
-            return self._load((schema_type or Schema)(unknown=marshmallow.RAISE), {}, "field")
+            return self._load(_checker(schema_type), {}, "field")
         kind, _, parameters = self.request.headers.get("Content-Type", "").partition(";")
         if kind.strip().lower() != "application/json" or "Content-Encoding" in self.request.headers:
             raise errors.UnsupportedMediaType
@@ -270,7 +270,7 @@ class Handler(web.RequestHandler):
             raise errors.InvalidRequest(f"The body is not valid JSON: {error}.") from None
         if not isinstance(data, dict):
             raise errors.InvalidRequest("The body must be a JSON object.")
-        return self._load((schema_type or Schema)(unknown=marshmallow.RAISE), data, "field")
+        return self._load(_checker(schema_type), data, "field")
 
     async def cancel_when_closed(self, work: Coroutine[Any, Any, R]) -> R:
         self._running = asyncio.ensure_future(work)
@@ -296,6 +296,8 @@ class Handler(web.RequestHandler):
         self.finish_error(error)
 
     def finish_error(self, error: ApiError) -> None:
+        for name, value in error.headers.items():
+            self.set_header(name, value)
         if error.retry_after is not None:
             self.set_header("Retry-After", str(error.retry_after))
         if error.status == 401:
@@ -379,8 +381,14 @@ def _from_text(expected: marshmallow.fields.Field[Any] | None, text: str) -> Any
     return text
 
 
+@functools.cache
+def _checker(schema_type: type[Schema] | None) -> Schema:
+    """An instance that refuses what it does not know; made once, as making it costs more than a check."""
+    return (schema_type or Schema)(unknown=marshmallow.RAISE)
+
+
 def _required(schema_type: type[Schema]) -> bool:
-    return any(item.required for item in schema_type().fields.values())
+    return any(item.required for item in _checker(schema_type).fields.values())
 
 
 def _sentence(messages: dict[str, Any], noun: str) -> str:

@@ -39,6 +39,8 @@ from shell_service.queue import NewJob, first_id_of
 
 RECORD_TAIL = 64 * 1024  # bytes of each stream in a record
 LIST_TAIL = 1024  # bytes of each stream, and characters of code, in lists
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)  # what ids hold
 _FAR = 100  # jobs of its owner ahead of a job, from where on its position is not counted any more
 
 _ID = re.compile(r"([A-Za-z0-9._-]{1,100})_([0-9a-f]{32})", re.ASCII)
@@ -299,14 +301,14 @@ class Filter:
         if self.submitter:
             found.append(Job.user_id == select(User.id).where(User.username == self.submitter).scalar_subquery())
         if self.created_after:  # ids are in the order of submission, and hold its time
-            found.append(Job.id >= first_id_of(_milliseconds(self.created_after) + 1))
+            found.append(Job.id >= first_id_of(_bounded((self.created_after - _EPOCH) // _MILLISECOND + 1)))
         if self.created_before:
-            found.append(Job.id < first_id_of(_milliseconds(self.created_before)))
+            found.append(Job.id < first_id_of(_bounded(-((_EPOCH - self.created_before) // _MILLISECOND))))
         return found
 
 
-def _milliseconds(at: datetime) -> int:
-    return min(max(0, int(at.timestamp() * 1000)), 2**48 - 2)
+def _bounded(milliseconds: int) -> int:
+    return min(max(0, milliseconds), 2**48 - 1)
 
 
 def list_jobs(

@@ -170,7 +170,8 @@ class Follower:
         if self._outputs.size(job.job_id, position.attempt, stream) <= offset:
             return b""
         data = self._outputs.read(job.job_id, position.attempt, stream, offset, CHUNK)
-        if self._text and (len(data) == CHUNK or not job.final):
+        complete = job.final or position.attempt < job.attempt
+        if self._text and (len(data) == CHUNK or not complete):
             data = data[: whole_characters(data)]
         return data
 

@@ -6,6 +6,7 @@ import base64
 import binascii
 import uuid
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from baselayer.errors import InvalidRequest
 from baselayer.handler import Call, Handler
@@ -33,13 +34,9 @@ class AppHandler(Handler):
     def link_next(self, cursor: str | None) -> None:
         """Say where the next page is."""
         if cursor:
-            query = [
-                f"{name}={values[-1].decode()}"
-                for name, values in self.request.query_arguments.items()
-                if name in ("limit", "status", "name", "submitter", "created_after", "created_before")
-            ]
-            address = f"{self.app.settings.base_url}{self.request.path}?{'&'.join([*query, f'cursor={cursor}'])}"
-            self.set_header("Link", f'<{address.replace("+", "%2B")}>; rel="next"')
+            given = {name: values[-1] for name, values in self.request.query_arguments.items()}
+            query = urlencode({**given, "cursor": cursor})
+            self.set_header("Link", f'<{self.app.settings.base_url}{self.request.path}?{query}>; rel="next"')
 
 
 def encode_cursor(value: bytes) -> str:

@@ -30,6 +30,7 @@ from shell_service.hub import Watch
 from shell_service.queue import NewJob, Submission
 
 _MAX_CANCEL = 20_000  # jobs that one request cancels
+_MAX_WAIT = 300  # seconds
 
 
 class SubmitHandler(AppHandler):
@@ -235,11 +236,16 @@ def _digest(path: str, body: bytes) -> bytes:
 def _wait_of(call: Call) -> float | None:
     """Seconds to wait: of the query, else of the Prefer header (RFC 7240, section 4.3)."""
     wait: float | None = call.query["wait"]
-    if wait is None and (match := re.search(r"(?:^|[\s,;])wait=(-?\d{1,9})(?:$|[\s,;])", call.header("Prefer") or "")):
-        wait = float(match[1])
-        if not 0 <= wait <= 300:
-            raise InvalidRequest("Prefer: wait must be 0 to 300 seconds.", {"Prefer": ["wait must be 0 to 300."]})
-    return wait
+    if wait is not None:
+        return wait
+    match = re.search(r"(?:^|[\s,;])wait\s*=\s*([^\s,;]*)", call.header("Prefer") or "", re.IGNORECASE)
+    if match is None:
+        return None
+    number = re.fullmatch(r'"?(\d{1,3})"?', match[1], re.ASCII)
+    if number is None or int(number[1]) > _MAX_WAIT:
+        problem = f"wait must be a whole number of seconds, 0 to {_MAX_WAIT}."
+        raise InvalidRequest(f"In Prefer, {problem}", {"Prefer": [problem]})
+    return float(number[1])
 
 
 ROUTES = [

@@ -72,6 +72,8 @@ class Output(OutputHandler):
         with self.counted(call):
             self.start_stream("application/octet-stream")
             await self.flush()
+            if self.request.method == "HEAD":
+                return
             kind = ""
             try:
                 async for event in self.follower(call, job_id, (self.stream,), text=False).events(Position()):
@@ -93,7 +95,7 @@ class Output(OutputHandler):
         self.start_stream("application/octet-stream")
         self.set_header("ETag", tag)
         self.set_header("Accept-Ranges", "bytes")
-        if tag in re.split(r"\s*,\s*", self.request.headers.get("If-None-Match", "")):
+        if tag in re.findall(r'"[^"]*"', self.request.headers.get("If-None-Match", "")):
             self.set_status(304)
             self.finish()
             return
@@ -129,7 +131,7 @@ def parse_range(text: str, size: int) -> tuple[int, int]:
         if match[2] and int(match[2]) < start:
             raise InvalidRequest("Range ends before it starts.")
     if start >= end:
-        raise RangeNotSatisfiable(f"There are {size} bytes.")
+        raise RangeNotSatisfiable(f"There are {size} bytes.", headers={"Content-Range": f"bytes */{size}"})
     return start, end
 
 
@@ -185,6 +187,10 @@ class EventStream(OutputHandler):
         """
         start = Position.parse(call.header("Last-Event-ID"))
         await self.find(call, job_id)
+        if self.request.method == "HEAD":
+            self.start_stream("text/event-stream; charset=utf-8")
+            await self.flush()
+            return STREAMED
         with self.counted(call):
             events = self.follower(call, job_id, STREAMS, text=True).events(start)
             try:

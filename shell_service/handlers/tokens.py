@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, Select, delete, func, select, update
+from sqlalchemy import Row, Select, delete, func, literal, select, update
 from sqlalchemy.orm import Session
 
 from baselayer import token as tokens
@@ -15,7 +15,7 @@ from baselayer.errors import InvalidRequest, NotAllowed, NotFound
 from baselayer.fields import rfc3339
 from baselayer.handler import Call, Route, endpoint
 from baselayer.models import Token, User
-from baselayer.visibility import visible
+from baselayer.visibility import Viewer, visible
 from shell_service import schemas
 from shell_service.access import tell_access_changed
 from shell_service.handlers.base import AppHandler, decode_cursor, encode_cursor
@@ -167,8 +167,13 @@ def insert(
     return {**record(stored), "token": text}
 
 
+def _viewer(caller: Caller) -> Viewer:
+    """The caller as one who looks at tokens: those of others are for who manages users, with a token for that."""
+    return Viewer(literal(caller.user_id), literal("users:admin" in caller.scopes))
+
+
 def _list(session: Session, caller: Caller, limit: int, before: int | None) -> list[dict[str, Any]]:
-    statement = select_records().where(visible(Token, caller.viewer))
+    statement = select_records().where(visible(Token, _viewer(caller)))
     if before is not None:
         statement = statement.where(Token.id < before)
     return [record(row) for row in session.execute(statement.order_by(Token.id.desc()).limit(limit + 1))]
@@ -176,7 +181,7 @@ def _list(session: Session, caller: Caller, limit: int, before: int | None) -> l
 
 def _find(session: Session, caller: Caller, token_id: int) -> Row[Any]:
     row = session.execute(
-        select_records().where(Token.id == token_id, visible(Token, caller.viewer)).with_for_update(of=Token)
+        select_records().where(Token.id == token_id, visible(Token, _viewer(caller))).with_for_update(of=Token)
     ).first()
     if row is None:
         raise NotFound
@@ -193,6 +198,12 @@ def _rotate(session: Session, caller: Caller, token_id: int, overlap: int) -> di
     row = _find(session, caller, token_id)
     if not SCOPES.effective(row.role, row.scopes) <= caller.scopes:
         raise NotAllowed("Your token has fewer scopes than the one that you want to rotate.")
+    if (
+        caller.expires_at
+        and row.user_id == caller.user_id
+        and not (row.expires_at and row.expires_at <= caller.expires_at)
+    ):
+        raise NotAllowed("Your token expires before the one that you want to rotate.")
     if overlap:
         end = func.least(Token.expires_at, func.now() + timedelta(seconds=overlap))  # least() passes over nulls
         session.execute(update(Token).where(Token.id == row.id).values(expires_at=end))
