@@ -173,7 +173,7 @@ class Authenticator:
         self._known.clear()
 
     async def _look_up(self, digests: list[bytes]) -> list[Caller | Exception | None]:
-        found = await self._database.run(_select_callers, digests)
+        found = await self._database.ask(_select_callers, digests)
         callers: list[Caller | Exception | None] = []
         for digest in digests:
             row = next((row for row in found if hmac.compare_digest(row[0], digest)), None)

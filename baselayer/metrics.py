@@ -6,6 +6,7 @@ in PROMETHEUS_MULTIPROC_DIR before this module is imported; without it, a proces
 
 from __future__ import annotations
 
+import functools
 import os
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -23,8 +24,13 @@ class RequestMetrics:
 
     def observe(self, handler: str, method: str, status: int, seconds: float) -> None:
         """Count one request."""
-        self._total.labels(handler, method, str(status)).inc()
-        self._seconds.labels(handler, method).observe(seconds)
+        total, histogram = self._children(handler, method, status)
+        total.inc()
+        histogram.observe(seconds)
+
+    @functools.lru_cache(maxsize=1000)  # noqa: B019 - one of us per process
+    def _children(self, handler: str, method: str, status: int) -> tuple[Counter, Histogram]:
+        return self._total.labels(handler, method, str(status)), self._seconds.labels(handler, method)
 
     def render(self) -> bytes:
         """Everything counted, in Prometheus' text format."""

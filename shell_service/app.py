@@ -109,7 +109,7 @@ async def _submit(database: Database, limits: Limits, items: list[Submission]) -
 async def _read(
     database: Database, outputs: OutputStore, wanted: list[tuple[Caller, uuid.UUID]]
 ) -> list[Record | Exception | None]:
-    return await database.run(_read_records, outputs, wanted)
+    return await database.ask(_read_records, outputs, wanted)
 
 
 def _read_records(session: Any, outputs: OutputStore, wanted: list[tuple[Caller, uuid.UUID]]) -> list[Any]:

@@ -116,7 +116,7 @@ class Hub:
             watched = list(self._watched)
             for start in range(0, len(watched), _POLL_IDS):
                 try:
-                    states = await self._database.run(_states, watched[start : start + _POLL_IDS])
+                    states = await self._database.ask(_states, watched[start : start + _POLL_IDS])
                 except Unavailable:
                     break  # those who wait have limits of their own
                 for job_id, state in states.items():

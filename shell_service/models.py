@@ -53,6 +53,18 @@ class UserLimits(Base):
     jobs_per_minute: Mapped[int | None]
 
 
+class SubmissionCount(Base):
+    """How many jobs a user submitted in a minute by the clock (`minute` since the epoch), and in the one before it."""
+
+    __tablename__ = "submission_count"
+    __table_args__ = ({"postgresql_with": {"fillfactor": "50"}},)
+
+    user_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    minute: Mapped[int]
+    submitted: Mapped[int]
+    before: Mapped[int]
+
+
 class Job(Base):
     """One requested execution of code, and the record of how it went.
 

@@ -17,19 +17,20 @@ job's id), ``job`` (``S`` or ``F`` and the hex ids of jobs that started or ended
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from baselayer.errors import ApiError, IdempotencyMismatch, LimitReached, NotAllowed
+
+T = TypeVar("T")
 
 _USER_LOCK = 7200  # first key of the advisory lock that serialises what one user's submissions are counted against
 _CLAIM_LOCK = 7101  # the lock of claim_jobs
@@ -148,6 +149,10 @@ def _uuids(values: Any) -> list[uuid.UUID]:
     return [uuid.UUID(str(item)) for item in values]
 
 
+_MINUTE = "floor(extract(epoch FROM now()) / 60)::int"
+_SECOND = "extract(second FROM now())"
+
+
 @dataclass
 class _Budget:
     """What one user may still submit."""
@@ -174,24 +179,30 @@ class _Budget:
 
 
 def _budgets(session: Session, users: Sequence[int], defaults: Limits) -> dict[int, _Budget]:
-    """Counted, not kept: a counter would be one row that every submission, claim and cancel of a user waits for."""
+    """The queue is counted, not kept in a counter: all claims and cancels of a user would wait for that row.
+
+    Submissions of the last minute are: those of this minute by the clock, and of the one before as much as the last
+    sixty seconds reach into it.
+    """
     rows = session.execute(
         text(
-            """
+            f"""
             SELECT u.id, u.active, lim.max_running, lim.max_queued, lim.jobs_per_minute,
               (SELECT count(*) FROM (SELECT FROM ready_job q WHERE q.user_id = u.id LIMIT lim.max_queued + 1) AS c)
               + (SELECT count(*) FROM (SELECT FROM deferred_job q WHERE q.user_id = u.id LIMIT lim.max_queued + 1) AS c)
                 AS queued,
-              (SELECT count(*) FROM (SELECT FROM job j WHERE j.user_id = u.id AND j.id >= CAST(:since AS uuid)
-                                     LIMIT lim.jobs_per_minute + 1) AS c) AS recent
+              coalesce(CASE {_MINUTE} - c.minute
+                WHEN 0 THEN c.submitted + c.before * (1 - {_SECOND} / 60)
+                WHEN 1 THEN c.submitted * (1 - {_SECOND} / 60) END, 0)::int AS recent
             FROM "user" u LEFT JOIN user_limits l ON l.user_id = u.id
+            LEFT JOIN submission_count c ON c.user_id = u.id
             CROSS JOIN LATERAL (SELECT coalesce(l.max_running, :max_running) AS max_running,
                                        coalesce(l.max_queued, :max_queued) AS max_queued,
                                        coalesce(l.jobs_per_minute, :jobs_per_minute) AS jobs_per_minute) AS lim
             WHERE u.id = ANY(CAST(:users AS int[]))
             """
         ),
-        {**asdict(defaults), "users": list(users), "since": str(first_id_of(_now_ms() - 60_000))},
+        {**asdict(defaults), "users": list(users)},
     )
     return {
         row.id: _Budget(
@@ -213,8 +224,15 @@ _INSERT_JOBS = text(
       SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS r({_JOB_COLUMNS}, ord bigint, deferred boolean)),
     stored AS (INSERT INTO job ({_JOB_NAMES}, modified) SELECT {_JOB_NAMES}, created_at FROM new),
     later AS (INSERT INTO deferred_job (job_id, user_id, ord, run_at)
-              SELECT id, user_id, ord, run_at FROM new WHERE deferred)
-    INSERT INTO ready_job (job_id, user_id, ord) SELECT id, user_id, ord FROM new WHERE NOT deferred
+              SELECT id, user_id, ord, run_at FROM new WHERE deferred),
+    ready AS (INSERT INTO ready_job (job_id, user_id, ord)
+              SELECT id, user_id, ord FROM new WHERE NOT deferred RETURNING 1),
+    counted AS (INSERT INTO submission_count AS c (user_id, minute, submitted, before)
+                SELECT user_id, {_MINUTE}, count(*), 0 FROM new GROUP BY user_id
+                ON CONFLICT (user_id) DO UPDATE SET minute = excluded.minute,
+                  submitted = excluded.submitted + CASE WHEN c.minute = excluded.minute THEN c.submitted ELSE 0 END,
+                  before = CASE excluded.minute - c.minute WHEN 0 THEN c.before WHEN 1 THEN c.submitted ELSE 0 END)
+    SELECT pg_notify('ready', '') WHERE EXISTS (SELECT FROM ready)
     """
 )
 
@@ -223,11 +241,6 @@ def _insert_jobs(session: Session, jobs: Sequence[NewJob]) -> None:
     if jobs:
         rows = [{**vars(job), "ord": job.ord} for job in jobs]
         session.execute(_INSERT_JOBS, {"rows": orjson.dumps(rows).decode()})
-        _notify(session, "ready", "")
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def first_id_of(milliseconds: int) -> uuid.UUID:
@@ -271,9 +284,6 @@ def claim(
 
     Raises a database error with code SH001 when the runner is not live any more.
     """
-    # The claim need not be flushed to disk by itself: the statement that precedes the script's start is, and with it
-    # everything before.
-    session.execute(text("SET LOCAL synchronous_commit = off"))
     rows = session.execute(
         text(
             "SELECT c.job_id, c.user_id, c.attempt, c.fence"
@@ -333,17 +343,28 @@ def mark_started(session: Session, attempts: Sequence[Fenced]) -> list[bool]:
     It may not when the claim is not valid any more, or the job is to be cancelled. Asking again, when it is not known
     whether the first time counted, gives the same answer.
     """
-    rows = session.execute(
-        text(
-            "UPDATE running_job r SET started_at = coalesce(r.started_at, clock_timestamp())"
-            " FROM unnest(CAST(:ids AS uuid[]), CAST(:fences AS bigint[])) AS d(job_id, fence)"
-            " WHERE r.job_id = d.job_id AND r.fence = d.fence AND r.cancel_requested_at IS NULL RETURNING r.job_id"
-        ),
-        _fenced(attempts),
-    )
-    started = {row.job_id for row in rows}
-    _tell_of(session, "S", started)
-    return [attempt.job_id in started for attempt in attempts]
+    started: set[int] = set()
+    for some in _parts(attempts):
+        started.update(session.scalar(_MARK_STARTED, _fenced(some)) or ())
+    return [attempt.fence in started for attempt in attempts]
+
+
+_MARK_STARTED = text(
+    """
+    WITH started AS (
+      UPDATE running_job r SET started_at = coalesce(r.started_at, clock_timestamp())
+      FROM unnest(CAST(:ids AS uuid[]), CAST(:fences AS bigint[])) AS d(job_id, fence)
+      WHERE r.job_id = d.job_id AND r.fence = d.fence AND r.cancel_requested_at IS NULL
+      RETURNING r.job_id, r.fence)
+    SELECT array_agg(fence), pg_notify('job', 'S' || string_agg(replace(job_id::text, '-', ''), ','))
+    FROM started HAVING count(*) > 0
+    """
+)
+
+
+def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """`items` in parts that one notification can name."""
+    return (items[start : start + _NOTIFY_IDS] for start in range(0, len(items), _NOTIFY_IDS))
 
 
 def _fenced(attempts: Sequence[Fenced]) -> dict[str, Any]:
@@ -387,27 +408,32 @@ _FINISH = text(
     again AS (
       INSERT INTO deferred_job (job_id, user_id, ord, run_at, attempt)
       SELECT job_id, user_id, ord, clock_timestamp() + make_interval(secs => retry_in), attempt
-      FROM gone WHERE retry_in IS NOT NULL)
-    UPDATE job j SET attempt = g.attempt, modified = clock_timestamp(),
-      finished_at = CASE WHEN g.retry_in IS NULL THEN clock_timestamp() END,
-      started_at = CASE WHEN g.retry_in IS NULL THEN g.started_at END,
-      cancelled_by = CASE WHEN e.status = 'CANCELLED' THEN g.cancelled_by END,
-      reason = CASE WHEN g.retry_in IS NOT NULL THEN NULL
-                    WHEN e.status = 'CANCELLED' THEN 'cancelled by ' || g.cancelled_by ELSE e.reason END,
-      {", ".join(f"{name} = CASE WHEN g.retry_in IS NULL THEN e.{name} END" for name in _RESULT_NAMES[2:])},
-      status = CASE WHEN g.retry_in IS NULL THEN e.status END
-    FROM gone g JOIN ended e ON e.job_id = g.job_id AND e.fence = g.fence
-    WHERE j.id = g.job_id AND j.status IS NULL
-    RETURNING j.id, g.fence, g.retry_in
+      FROM gone WHERE retry_in IS NOT NULL),
+    told AS (
+      UPDATE job j SET attempt = g.attempt, modified = clock_timestamp(),
+        finished_at = CASE WHEN g.retry_in IS NULL THEN clock_timestamp() END,
+        started_at = CASE WHEN g.retry_in IS NULL THEN g.started_at END,
+        cancelled_by = CASE WHEN e.status = 'CANCELLED' THEN g.cancelled_by END,
+        reason = CASE WHEN g.retry_in IS NOT NULL THEN NULL
+                      WHEN e.status = 'CANCELLED' THEN 'cancelled by ' || g.cancelled_by ELSE e.reason END,
+        {", ".join(f"{name} = CASE WHEN g.retry_in IS NULL THEN e.{name} END" for name in _RESULT_NAMES[2:])},
+        status = CASE WHEN g.retry_in IS NULL THEN e.status END
+      FROM gone g JOIN ended e ON e.job_id = g.job_id AND e.fence = g.fence
+      WHERE j.id = g.job_id AND j.status IS NULL
+      RETURNING j.id, g.fence, g.retry_in IS NULL AS final)
+    SELECT array_agg(fence), CASE WHEN bool_or(final) THEN
+      pg_notify('job', 'F' || string_agg(replace(id::text, '-', ''), ',') FILTER (WHERE final)) END
+    FROM told HAVING count(*) > 0
     """
 )
 
 
 def finish(session: Session, results: Sequence[Result]) -> list[bool]:
     """Record how attempts ended; for each, whether it counted. The same results again change nothing."""
-    rows = session.execute(_FINISH, {"rows": orjson.dumps([vars(item) for item in results]).decode()}).all()
-    _tell_of(session, "F", (row.id for row in rows if row.retry_in is None))
-    counted = {row.fence for row in rows}
+    counted: set[int] = set()
+    for some in _parts(results):
+        rows = orjson.dumps([vars(item) for item in some]).decode()
+        counted.update(session.scalar(_FINISH, {"rows": rows}) or ())
     return [item.fence in counted for item in results]
 
 

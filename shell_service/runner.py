@@ -167,7 +167,7 @@ class Runner:
 
     async def _claim(self, count: int) -> int:
         try:
-            claims = await self._database.run(
+            claims = await self._database.ask(
                 queue.claim,
                 self._id,
                 self._incarnation,
@@ -229,10 +229,10 @@ class Runner:
         return await self._persist(lambda: self._started.put(fenced))
 
     async def _flush_started(self, items: list[Fenced]) -> list[bool | Exception]:
-        return [*await self._database.run(queue.mark_started, items)]
+        return [*await self._database.ask(queue.mark_started, items)]
 
     async def _flush_finished(self, items: list[Result]) -> list[bool | Exception]:
-        return [*await self._database.run(queue.finish, items)]
+        return [*await self._database.ask(queue.finish, items)]
 
     async def _persist(self, act: Callable[[], Awaitable[R]]) -> R:
         """Do `act`, as often as it takes while the database is away."""

@@ -29,7 +29,7 @@ class AppHandler(Handler):
 
     async def find(self, call: Call, job_id: str) -> Found:
         """The job of this public id, for this caller. Raises `NotFound`."""
-        return await self.app.database.run(jobs.find, call.caller, job_id)
+        return await self.app.database.ask(jobs.find, call.caller, job_id)
 
     def link_next(self, cursor: str | None) -> None:
         """Say where the next page is."""

@@ -35,7 +35,7 @@ class SysInfo(AppHandler):
 
         Answers 503 while it is not.
         """
-        await self.app.database.run(lambda session: session.connection())
+        await self.app.database.ask(lambda session: session.connection())
         return {"version": self.app.version, "ready": True}
 
 

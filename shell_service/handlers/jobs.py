@@ -112,7 +112,7 @@ class Jobs(SubmitHandler):
         One's own; administrators see everybody's. The `Link` header names the next page.
         """
         limit, before = call.query["limit"], job_cursor(call.query["cursor"])
-        records, following = await self.app.database.run(
+        records, following = await self.app.database.ask(
             jobs.list_jobs, call.caller, _filter(call.query), limit, before, self.app.outputs
         )
         self.link_next(encode_cursor(following.bytes) if following else None)
@@ -160,7 +160,7 @@ class Job(AppHandler):
         The record holds the last 64 KiB of each output stream. While it is PENDING, `position` and `pending_reason`
         tell what it waits for.
         """
-        return await self.app.database.run(self._read, call.caller, job_id)
+        return await self.app.database.ask(self._read, call.caller, job_id)
 
     def _read(self, session: Session, caller: Caller, job_id: str) -> dict[str, Any]:
         found = jobs.find(session, caller, job_id)

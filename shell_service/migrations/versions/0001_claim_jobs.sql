@@ -30,6 +30,8 @@ DECLARE
   v_runs int[] := '{}';
   v_rooms int[] := '{}';
 BEGIN
+  -- A claim need not be flushed to disk: the record of the script's start is, and with it everything before.
+  PERFORM set_config('synchronous_commit', 'off', true);
   PERFORM pg_advisory_xact_lock(7101);
   -- Whoever declares a runner gone takes the same lock, so no claim can slip in after that.
   PERFORM 1 FROM runner r WHERE r.id = p_runner AND r.incarnation = p_incarnation AND r.state = 'live';

@@ -182,6 +182,15 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["user_id"], ["user.id"], name=op.f("user_limits_user_id_fkey")),
         sa.PrimaryKeyConstraint("user_id", name=op.f("user_limits_pkey")),
     )
+    op.create_table(
+        "submission_count",
+        sa.Column("user_id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("minute", sa.Integer(), nullable=False),
+        sa.Column("submitted", sa.Integer(), nullable=False),
+        sa.Column("before", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("user_id", name=op.f("submission_count_pkey")),
+        postgresql_with={"fillfactor": "50"},
+    )
     op.execute("CREATE SEQUENCE fence_seq")
     op.execute(Path(__file__).with_name("0001_claim_jobs.sql").read_text())
 
@@ -189,6 +198,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute("DROP FUNCTION claim_jobs")
     op.execute("DROP SEQUENCE fence_seq")
+    op.drop_table("submission_count")
     op.drop_table("user_limits")
     op.drop_index(op.f("token_user_id_index"), table_name="token")
     op.drop_table("token")
