@@ -10,8 +10,9 @@ import asyncio
 import contextvars
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import psycopg2
@@ -96,7 +97,6 @@ class Database:
             pool_recycle=1800,
             connect_args={**CONNECT_OPTIONS, "options": options},
         )
-        self._single = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="database")
         self._size = size
         self._wait = wait
@@ -108,7 +108,7 @@ class Database:
 
         For functions of a single statement, or of several that need not see or do one thing.
         """
-        return await self._run(self._single, function, *args, **kwargs)
+        return await self._run(True, function, *args, **kwargs)
 
     async def run(self, function: Callable[Concatenate[Session, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call ``function(session, *args)`` in one transaction, in a thread; return what it returns.
@@ -116,11 +116,11 @@ class Database:
         Raises `Overloaded` when too many wait already, `DatabaseUnavailable` when the server is not there, and
         `OutcomeUnknown` when it went away during the commit.
         """
-        return await self._run(self.engine, function, *args, **kwargs)
+        return await self._run(False, function, *args, **kwargs)
 
     async def _run(
         self,
-        engine: sqlalchemy.Engine,
+        single: bool,
         function: Callable[Concatenate[Session, P], R],
         *args: P.args,
         **kwargs: P.kwargs,
@@ -136,7 +136,7 @@ class Database:
         finally:
             self._waiting -= 1
         context = contextvars.copy_context()
-        transact = functools.partial(self._transact, engine, function, *args, **kwargs)
+        transact = functools.partial(self._transact, single, function, *args, **kwargs)
         work = asyncio.get_running_loop().run_in_executor(self._threads, context.run, transact)
         work.add_done_callback(self._release)
         return await asyncio.shield(work)
@@ -149,29 +149,29 @@ class Database:
 
     def _transact(
         self,
-        engine: sqlalchemy.Engine,
+        single: bool,
         function: Callable[Concatenate[Session, P], R],
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
         for _ in range(_TRIES - 1):
             try:
-                return self._try(engine, function, *args, **kwargs)
+                return self._try(single, function, *args, **kwargs)
             except exc.DBAPIError as error:
                 if _state(error) not in _ROLLED_BACK:
                     raise
-        return self._try(engine, function, *args, **kwargs)
+        return self._try(single, function, *args, **kwargs)
 
     def _try(
         self,
-        engine: sqlalchemy.Engine,
+        single: bool,
         function: Callable[Concatenate[Session, P], R],
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
         committing = False
         try:
-            with Session(engine, expire_on_commit=False) as session:
+            with self._session(single) as session:
                 result = function(session, *args, **kwargs)
                 committing = True
                 session.commit()
@@ -185,6 +185,19 @@ class Database:
                 raise
             logger.warning("database unavailable: %s", str(error.orig).strip().splitlines()[:1])
             raise (OutcomeUnknown if committing else DatabaseUnavailable) from error
+
+    @contextmanager
+    def _session(self, single: bool) -> Iterator[Session]:
+        with self.engine.connect() as connection:
+            raw = connection.connection.driver_connection
+            assert raw is not None
+            raw.autocommit = single  # in the driver alone: SQLAlchemy's isolation levels would cost a round trip
+            try:
+                with Session(connection, expire_on_commit=False) as session:
+                    yield session
+            finally:
+                if single and not raw.closed:
+                    raw.autocommit = False
 
     def close(self) -> None:
         """Give back threads and connections."""

@@ -241,6 +241,8 @@ class Handler(web.RequestHandler):
             raise errors.InvalidRequest(_sentence(messages, noun), messages) from None
 
     def _check_query(self, schema_type: type[Schema] | None) -> dict[str, Any]:
+        if schema_type is None and not self.request.query_arguments:
+            return {}
         schema = _checker(schema_type)
         values: dict[str, Any] = {}
         for name, given in self.request.query_arguments.items():
@@ -257,7 +259,9 @@ class Handler(web.RequestHandler):
 
     def _check_body(self, schema_type: type[Schema] | None) -> dict[str, Any]:
         body = self.request.body
-        if not body and (schema_type is None or not _required(schema_type)):
+        if not body and schema_type is None:
+            return {}
+        if not body and not _required(schema_type):
             return self._load(_checker(schema_type), {}, "field")
         kind, _, parameters = self.request.headers.get("Content-Type", "").partition(";")
         if kind.strip().lower() != "application/json" or "Content-Encoding" in self.request.headers:
@@ -387,7 +391,7 @@ def _checker(schema_type: type[Schema] | None) -> Schema:
     return (schema_type or Schema)(unknown=marshmallow.RAISE)
 
 
-def _required(schema_type: type[Schema]) -> bool:
+def _required(schema_type: type[Schema] | None) -> bool:
     return any(item.required for item in _checker(schema_type).fields.values())
 
 

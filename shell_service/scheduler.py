@@ -100,7 +100,7 @@ class Scheduler:
         if time.monotonic() - self._kept_house > _HOUSEKEEPING_SECONDS:
             self._kept_house = time.monotonic()
             await self._database.run(_forget_keys, self._settings.jobs.idempotency_seconds)
-            await self._database.run(_vacuum)
+            await self._database.ask(_vacuum)
 
 
 def _lead(session: Session, work: Callable[[Session, int], int], limit: int) -> int:
@@ -124,5 +124,4 @@ def _vacuum(session: Session) -> None:
 
     As River and Que advise for queues in PostgreSQL: by the clock, besides autovacuum.
     """
-    session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
     session.execute(text("VACUUM (SKIP_LOCKED) ready_job, running_job, deferred_job"))
