@@ -27,10 +27,33 @@ from shell_service.sandbox import Command, Sandbox
 AT_ONCE = 4
 ALONE = 50
 SCRIPT = "echo hello"
-BUBBLEWRAP = (
-    "bwrap --unshare-all --die-with-parent --new-session --ro-bind /usr /usr --symlink usr/bin /bin "
-    "--symlink usr/lib /lib --symlink usr/lib64 /lib64 --proc /proc --dev /dev --tmpfs /tmp --clearenv /bin/sh -c"
-).split()
+BUBBLEWRAP = [
+    "bwrap",
+    "--unshare-all",
+    "--die-with-parent",
+    "--new-session",
+    "--ro-bind",
+    "/usr",
+    "/usr",
+    "--symlink",
+    "usr/bin",
+    "/bin",
+    "--symlink",
+    "usr/lib",
+    "/lib",
+    "--symlink",
+    "usr/lib64",
+    "/lib64",
+    "--proc",
+    "/proc",
+    "--dev",
+    "/dev",
+    "--tmpfs",
+    "/tmp",
+    "--clearenv",
+    "/bin/sh",
+    "-c",
+]
 
 Run = Callable[[int], Awaitable[bytes]]
 
@@ -109,7 +132,12 @@ async def repeat(run: Run, jobs: int, workers: int) -> list[float]:
 async def measure(way: str, jobs: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         sandbox = Sandbox(settings.load().sandbox, Path(folder))
-        runs = {"bare sh": bare, "simple bubblewrap": bubblewrap, "sandbox": ours(sandbox, 4), "sandbox, one user": ours(sandbox, 1)}
+        runs = {
+            "bare sh": bare,
+            "simple bubblewrap": bubblewrap,
+            "sandbox": ours(sandbox, 4),
+            "sandbox, one user": ours(sandbox, 1),
+        }
         run = runs[way]
         before, began = cpu(), time.perf_counter()
         await repeat(run, jobs, AT_ONCE)

@@ -1,6 +1,6 @@
 """The walls around one attempt of a job: namespaces, uid, limits, system call filter.
 
-``Sandbox.prepare(user)`` gives the user's `Launcher`; ``Launcher.start(command)`` a held `Process`; ``go()`` lets it run.
+``Sandbox.prepare(user)`` gives the user's `Launcher`, its ``start(command)`` a held `Process`, whose ``go()`` lets it run.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ know an ``exit 137`` from a SIGKILL: it sees the script's true wait status.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found] # see `launcher` for these two
 import _socket
 import os
 import resource
@@ -15,7 +16,7 @@ import struct
 
 from . import kernel, root
 from .kernel import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REC, MS_REMOUNT
-from .protocol import FAILED, GO, HELD, HELD_BODY, REPORT, REPORT_BODY, Setup, unpack_order
+from .protocol import FAILED, GO, HELD, HELD_BODY, KILL_ALL, REPORT, REPORT_BODY, Setup, unpack_order
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ NAMESPACES = (
 UID = 1000
 #: Processes and threads of one job. Node, Java and the like start some tens.
 MAX_PROCESSES = 1024
-#: Files that a job's file systems in memory may have: each takes some kilobytes of kernel memory that sizes do not count.
+#: Files in each of a job's file systems: one takes a kilobyte of kernel memory or so, which their sizes do not count.
 MAX_FILES = 65536
 MASKED = (b"proc/cmdline", b"proc/keys")
 _INT = struct.Struct("i")
@@ -128,6 +129,7 @@ def _lock(walls: Walls) -> None:
 
 def _run(argv: list[bytes], env: list[bytes]) -> int:
     """Runs the script; its wait status, once everything else that it started is gone."""
+    _signal.signal(KILL_ALL, _kill_all)
     variables = dict(pair.split(b"=", 1) for pair in env)
     try:
         script = os.posix_spawn(argv[0], argv, variables, setsigmask=(), setsigdef=kernel.SIGNALS)
@@ -144,8 +146,15 @@ def _run(argv: list[bytes], env: list[bytes]) -> int:
         if pid == script:
             result = status
         elif not pid:
-            os.kill(-1, kernel.SIGKILL)
+            _kill_all()
             os.waitpid(-1, 0)
+
+
+def _kill_all(*_: object) -> None:
+    try:
+        os.kill(-1, kernel.SIGKILL)
+    except ProcessLookupError:
+        pass  # they were faster
 
 
 def _write(path: str, data: bytes, flags: int = 0) -> None:

@@ -18,7 +18,6 @@ from . import job, kernel, root
 from .protocol import ENDED, ENDED_BODY, FAILED, JOB, MAX_MESSAGE, READY, START, TERMINATE, Setup
 
 
-
 def main(fd: int) -> None:
     """Serves until the runner closes the control socket."""
     control = _socket.socket(fileno=fd)
@@ -40,7 +39,9 @@ def main(fd: int) -> None:
 def receive(sock: _socket.socket) -> tuple[bytes, list[int]]:
     """One message and its descriptors; an empty one is the end."""
     descriptors = array.array("i")
-    data, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE, _socket.CMSG_SPACE(8 * descriptors.itemsize), _socket.MSG_CMSG_CLOEXEC)
+    data, ancillary, _, _ = sock.recvmsg(
+        MAX_MESSAGE, _socket.CMSG_SPACE(8 * descriptors.itemsize), _socket.MSG_CMSG_CLOEXEC
+    )
     for _, _, content in ancillary:
         descriptors.frombytes(content)
     return data, list(descriptors)

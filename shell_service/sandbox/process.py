@@ -16,12 +16,27 @@ from pathlib import Path
 
 from .command import Command, Exit, SandboxError
 from .protocol import (
-    ENDED, ENDED_BODY, FAILED, GO, HELD, HELD_BODY, JOB, MAX_MESSAGE, READY, REPORT, REPORT_BODY, START, TERMINATE,
-    Setup, pack_order,
+    ENDED,
+    ENDED_BODY,
+    GO,
+    HELD,
+    HELD_BODY,
+    JOB,
+    KILL_ALL,
+    MAX_MESSAGE,
+    READY,
+    REPORT,
+    REPORT_BODY,
+    START,
+    TERMINATE,
+    Setup,
+    pack_order,
 )
 
 #: Seconds within which a launcher, and a job up to its gate, must be made.
 PATIENCE = 10.0
+#: Seconds that the init gets to kill the rest before it is killed itself.
+KILL_PATIENCE = 1.0
 #: Bytes that a job may be ahead of its reader; an ordinary user's pipes together may hold only so much.
 PIPE_SIZE = 1 << 20 if os.geteuid() == 0 else 1 << 18
 
@@ -48,18 +63,21 @@ class Process:
     """One attempt in its sandbox, held before its first instruction until `go`."""
 
     def __init__(
-        self, launcher: Launcher, number: int, sock: socket.socket, pidfd: int, pid: int, start_time: int,
-        stdout: int, stderr: int,
+        self, launcher: Launcher, number: int, sock: socket.socket, pidfd: int, held: bytes, streams: tuple[int, int]
     ) -> None:
         #: Host pid of the namespace's init, and field 22 of its ``/proc/<pid>/stat``.
-        self.pid, self.start_time = pid, start_time
+        self.pid: int
+        self.start_time: int
+        self.pid, self.start_time = HELD_BODY.unpack(held)
         #: Non-blocking read ends of the job's pipes, which the caller closes.
-        self.stdout, self.stderr = stdout, stderr
+        self.stdout, self.stderr = streams
         self._launcher, self._number, self._sock, self._pidfd = launcher, number, sock, pidfd
+        self._started = False
         self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
     def go(self) -> None:
         """Lets the script begin. At most once."""
+        self._started = True
         with contextlib.suppress(OSError):  # already gone: `wait` tells
             self._sock.send(GO)
 
@@ -70,9 +88,17 @@ class Process:
 
     def kill(self) -> None:
         """SIGKILL to everything in the job's pid namespace."""
+        if self._started:
+            # The init does it and can tell what the job had used, which the kernel forgets when an init is killed.
+            self._signal(KILL_ALL)
+            asyncio.get_running_loop().call_later(KILL_PATIENCE, self._signal, signal.SIGKILL)
+        else:
+            self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
         if self._pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(self._pidfd, number)
 
     async def wait(self) -> Exit:
         """Returns when nothing of the job is left running."""
@@ -109,6 +135,7 @@ class Launcher:
         self._jobs: dict[int, Process | None] = {}
         self._connection: asyncio.Task[None] | None = None
         self._control: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._idle: asyncio.TimerHandle | None = None
 
     @property
@@ -147,9 +174,9 @@ class Launcher:
             kept.callback(ours.close)
             given.callback(theirs.close)
             stdout, stderr = self._pipe(kept, given), self._pipe(kept, given)
-            stdin = _file(command.stdin) if command.stdin else os.open(os.devnull, os.O_RDONLY)
+            stdin = memory_file(command.stdin) if command.stdin else os.open(os.devnull, os.O_RDONLY)
             given.callback(os.close, stdin)
-            order = _file(_order(command))
+            order = memory_file(_order(command))
             given.callback(os.close, order)
             fds = [theirs.fileno(), stdin, stdout[1], stderr[1], order]
             socket.send_fds(self._control, [START + JOB.pack(number)], fds)
@@ -161,15 +188,15 @@ class Launcher:
                 async with asyncio.timeout(PATIENCE):
                     await held
             except TimeoutError:
+                if not any(self._jobs.values()):
+                    self.close()  # it hangs, and nobody else needs it
                 raise SandboxError(UNAVAILABLE, f"the sandbox was not made within {PATIENCE:g} s") from None
             finally:
                 loop.remove_reader(ours)
             message, descriptors, _, _ = socket.recv_fds(ours, MAX_MESSAGE, 1)
             if message[:1] != HELD:
                 raise SandboxError(UNAVAILABLE, message[1:].decode(errors="replace") or "the launcher has died")
-            process = Process(
-                self, number, ours, descriptors[0], *HELD_BODY.unpack(message[1:]), stdout[0], stderr[0]
-            )
+            process = Process(self, number, ours, descriptors[0], message[1:], (stdout[0], stderr[0]))
             kept.pop_all()
         if number in self._jobs:
             self._jobs[number] = process
@@ -207,23 +234,19 @@ class Launcher:
         ours.setblocking(False)
         try:
             with theirs:
-                # From the loop's thread, with which the launcher dies.
-                process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-c", BOOT, str(SOURCE), str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(),), env={}, cwd="/",
-                )
-            _reap(loop, process)
+                self._process = _program(theirs.fileno())
+            _reap(loop, self._process)
             socket.send_fds(ours, [self._setup.pack()], [self._seccomp])
             async with asyncio.timeout(PATIENCE):
                 answer = await loop.sock_recv(ours, MAX_MESSAGE)
             if answer[:1] != READY:
                 raise SandboxError(UNAVAILABLE, answer[1:].decode(errors="replace") or "the launcher died at its start")
-        except (OSError, TimeoutError) as error:
+        except BaseException as error:
             ours.close()
-            raise SandboxError(UNAVAILABLE, f"starting a launcher: {error!r}") from error
-        except BaseException:
-            ours.close()
+            if self._process is not None:
+                self._process.kill()
+            if isinstance(error, (OSError, TimeoutError)):
+                raise SandboxError(UNAVAILABLE, f"starting a launcher: {error!r}") from error
             raise
         self._control = ours
         loop.add_reader(ours, self._on_message, ours)
@@ -245,6 +268,8 @@ class Launcher:
             self._lost(control)
 
     def _lost(self, control: socket.socket) -> None:
+        if self._process is not None:
+            self._process.kill()  # with it go all its jobs; unless it is dead already
         asyncio.get_running_loop().remove_reader(control)
         control.close()
         self._control = None
@@ -290,7 +315,7 @@ def _order(command: Command) -> bytes:
     )
 
 
-def _file(data: bytes) -> int:
+def memory_file(data: bytes) -> int:
     """A sealed file in memory, to be read from its start."""
     fd = os.memfd_create("job", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     view = memoryview(data)
@@ -299,6 +324,19 @@ def _file(data: bytes) -> int:
     os.lseek(fd, 0, os.SEEK_SET)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
     return fd
+
+
+def _program(control: int) -> subprocess.Popen[bytes]:
+    """The launcher's program, on this descriptor. To be called in the thread with which it shall die: the loop's."""
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", BOOT, str(SOURCE), str(control)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=(control,),
+        env={},
+        cwd="/",
+    )
 
 
 def _wake(future: asyncio.Future[None]) -> None:

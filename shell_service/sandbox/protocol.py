@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 READY, FAILED, START, TERMINATE, ENDED, HELD, GO, REPORT = (bytes([kind]) for kind in range(1, 9))
 MAX_MESSAGE = 4096
+#: SIGUSR1 to an init: kill all but yourself, and report.
+KILL_ALL = 10
 
 JOB = struct.Struct("<Q")  # the runner's number of a job
 HELD_BODY = struct.Struct("<iQ")  # pid, start time
@@ -38,9 +40,7 @@ class Setup:
         self.max_file, self.max_open_files = max_file, max_open_files
 
     def pack(self) -> bytes:
-        return _SETUP.pack(
-            self.uid, self.job_size, self.tmp_size, self.shm_size, self.max_file, self.max_open_files
-        )
+        return _SETUP.pack(self.uid, self.job_size, self.tmp_size, self.shm_size, self.max_file, self.max_open_files)
 
     @classmethod
     def unpack(cls, data: bytes) -> Setup:

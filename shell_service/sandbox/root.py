@@ -41,7 +41,8 @@ def enter(privileged: bool) -> None:
     uid, gid = os.getuid(), os.getgid()
     kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | (0 if privileged else kernel.CLONE_NEWUSER))
     if not privileged:
-        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # lost with the change of user namespace; without it /proc/self is root's
+        # Lost with the change of user namespace; without it /proc/self is root's.
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
         map_user(f"{uid} {uid} 1".encode(), f"{gid} {gid} 1".encode())
     kernel.mount(None, b"/", None, MS_REC | MS_PRIVATE)
     base = b"/tmp"  # any folder that exists on every machine; nothing is taken from it
@@ -84,16 +85,16 @@ def _build(root: str, privileged: bool) -> None:
             os.symlink(os.readlink(f"/{path}"), f"{root}/{path}")
         elif os.path.isdir(f"/{path}"):
             os.mkdir(f"{root}/{path}")
-            target = f"{root}/{path}".encode()
-            kernel.mount(f"/{path}".encode(), target, None, MS_BIND | MS_REC)
-            kernel.lock_down(target, MS_RDONLY | MS_NOSUID | MS_NODEV)
+            shown = f"{root}/{path}".encode()
+            kernel.mount(f"/{path}".encode(), shown, None, MS_BIND | MS_REC)
+            kernel.lock_down(shown, MS_RDONLY | MS_NOSUID | MS_NODEV)
     kernel.lock_down(root.encode(), MS_RDONLY | MS_NOSUID)
 
 
 def _device(path: str, number: int | None) -> None:
     if number is not None:
         os.mknod(path, stat.S_IFCHR | 0o666, number)
-        os.chmod(path, 0o666)
+        os.chmod(path, 0o666)  # noqa: S103 - everybody may use these
     else:  # an ordinary user may not make one, but may show the host's
         _write(path, b"")
         kernel.mount(f"/dev/{os.path.basename(path)}".encode(), path.encode(), None, MS_BIND)

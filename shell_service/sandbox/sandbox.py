@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -10,8 +11,29 @@ from shell_service import settings
 
 from . import seccomp
 from .command import Command, SandboxError
-from .process import UNAVAILABLE, Launcher, _file
+from .process import PATIENCE, UNAVAILABLE, Launcher, memory_file
 from .protocol import Setup
+
+HINT = (
+    "Needed are Linux 5.12, libseccomp2, and user namespaces for everybody (sysctl user.max_user_namespaces, "
+    "kernel.unprivileged_userns_clone=1, on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0); "
+    "in a container also a /proc without masks."
+)
+#: Prints a word for each wall that is not there, then "end".
+TEST = rb"""
+status() { sed -n "s/^$1:[[:space:]]*//p" /proc/self/status; }
+[ "$(id -u)" = 1000 ] || echo uid
+case "$(status CapPrm)$(status CapEff)$(status CapBnd)" in *[!0]*) echo capabilities ;; esac
+[ "$(status NoNewPrivs)" = 1 ] || echo no-new-privileges
+case "$(status Seccomp) $(unshare --user true 2>&1)" in 2*"not permitted"* | 2*"not found"*) ;; *) echo filter ;; esac
+[ "$(cat /proc/sys/user/max_user_namespaces)" = 0 ] || echo nested-namespaces
+[ "$(hostname)" = job ] || echo host-name
+[ ! -e /proc/1 ] && [ "$(ls -d /proc/[0-9]* | wc -l)" -lt 9 ] || echo processes
+for path in / /usr /etc /dev /run/job; do (: > $path/x) 2>/dev/null && echo read-only; done
+for path in /root /home /sys /etc/shadow; do [ ! -e $path ] || echo host-files; done
+[ "$(grep -c . /proc/net/route)" -le 1 ] || echo network
+echo end
+"""
 
 
 class Sandbox:
@@ -40,24 +62,33 @@ class Sandbox:
             self._filter = None
 
     async def self_test(self) -> str | None:
-        """None if sandboxes can be made here, else a sentence for the operator."""
+        """None if sandboxes can be made here and their walls stand, else a sentence for the operator."""
         try:
             launcher = await self.prepare(0)
-            process = await launcher.start(Command("/bin/sh", b"exit 7"))
+            process = await launcher.start(Command("/bin/sh", TEST))
         except SandboxError as error:
-            return error.detail
-        process.go()
-        exit = await process.wait()
-        os.close(process.stdout)
-        os.close(process.stderr)
-        return None if exit.return_code == 7 else f"the test script ended with {exit}"
+            return f"The sandbox cannot be made: {error.detail.strip().splitlines()[-1]}. {HINT}"
+        try:
+            process.go()
+            async with asyncio.timeout(PATIENCE):
+                ended = await process.wait()
+            fallen = os.read(process.stdout, 4096).decode(errors="replace").split()
+        except TimeoutError:
+            process.kill()
+            return f"The sandbox's test did not end within {PATIENCE:g} s."
+        finally:
+            os.close(process.stdout)
+            os.close(process.stderr)
+        if ended.return_code != 0 or fallen != ["end"]:
+            return f"The sandbox's walls do not stand: {', '.join(fallen[:-1]) or ended}. {HINT}"
+        return None
 
     def _new(self, user_id: int) -> Launcher:
         if self._filter is None:
             try:
-                self._filter = _file(seccomp.program())
+                self._filter = memory_file(seccomp.program())
             except (ImportError, OSError, RuntimeError) as error:
-                raise SandboxError(UNAVAILABLE, f"no system call filter, install libseccomp2: {error}") from error
+                raise SandboxError(UNAVAILABLE, f"no system call filter: {error}") from error
         o = self._options
         uid = o.uid_base + user_id if os.geteuid() == 0 else os.geteuid()
         setup = Setup(uid, int(o.job_size), int(o.tmp_size), int(o.shm_size), int(o.max_file), o.max_open_files)

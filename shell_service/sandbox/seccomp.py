@@ -14,20 +14,73 @@ import tempfile
 # 64-bit machines from 424 on. Programs fall back when a newer one "is not implemented".
 NEWEST = 450
 
-EPERM = """
-    ptrace process_vm_readv process_vm_writev pidfd_getfd kcmp process_madvise
-    add_key request_key keyctl bpf perf_event_open userfaultfd
-    mount umount2 pivot_root chroot unshare setns swapon swapoff
-    name_to_handle_at open_by_handle_at kexec_load kexec_file_load init_module finit_module delete_module
-    quotactl quotactl_fd acct syslog lookup_dcookie nfsservctl vhangup reboot
-    mbind set_mempolicy get_mempolicy migrate_pages move_pages set_mempolicy_home_node
-    clock_settime clock_adjtime settimeofday adjtimex sethostname setdomainname
-    iopl ioperm modify_ldt fanotify_init memfd_secret
-""".split()
-ENOSYS = """
-    clone3 fsopen fsconfig fsmount fspick open_tree move_mount mount_setattr
-    io_uring_setup io_uring_enter io_uring_register
-""".split()
+EPERM = [
+    "ptrace",
+    "process_vm_readv",
+    "process_vm_writev",
+    "pidfd_getfd",
+    "kcmp",
+    "process_madvise",
+    "add_key",
+    "request_key",
+    "keyctl",
+    "bpf",
+    "perf_event_open",
+    "userfaultfd",
+    "mount",
+    "umount2",
+    "pivot_root",
+    "chroot",
+    "unshare",
+    "setns",
+    "swapon",
+    "swapoff",
+    "name_to_handle_at",
+    "open_by_handle_at",
+    "kexec_load",
+    "kexec_file_load",
+    "init_module",
+    "finit_module",
+    "delete_module",
+    "quotactl",
+    "quotactl_fd",
+    "acct",
+    "syslog",
+    "lookup_dcookie",
+    "nfsservctl",
+    "vhangup",
+    "reboot",
+    "mbind",
+    "set_mempolicy",
+    "get_mempolicy",
+    "migrate_pages",
+    "move_pages",
+    "set_mempolicy_home_node",
+    "clock_settime",
+    "clock_adjtime",
+    "settimeofday",
+    "adjtimex",
+    "sethostname",
+    "setdomainname",
+    "iopl",
+    "ioperm",
+    "modify_ldt",
+    "fanotify_init",
+    "memfd_secret",
+]
+ENOSYS = [
+    "clone3",
+    "fsopen",
+    "fsconfig",
+    "fsmount",
+    "fspick",
+    "open_tree",
+    "move_mount",
+    "mount_setattr",
+    "io_uring_setup",
+    "io_uring_enter",
+    "io_uring_register",
+]
 
 # clone() with any of CLONE_NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
 NAMESPACES = (0x80, 0x20000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000)

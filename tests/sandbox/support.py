@@ -1,0 +1,155 @@
+"""A real sandbox for tests, and what they ask of a job."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from baselayer.config import Bytes
+from shell_service import settings
+from shell_service.sandbox import Command, Exit, Launcher, Process, Sandbox
+
+T = TypeVar("T")
+
+MiB = 1 << 20
+OPTIONS = settings.Sandbox(
+    kind="bubblewrap",
+    uid_base=200000,
+    job_size=Bytes(32 * MiB),
+    tmp_size=Bytes(16 * MiB),
+    shm_size=Bytes(4 * MiB),
+    max_file=Bytes(24 * MiB),
+    max_open_files=256,
+    max_launchers=8,
+    launcher_idle_seconds=60,
+)
+PYTHON = next(path for path in ("/usr/bin/python3", "/usr/local/bin/python3") if os.path.exists(path))
+PATIENCE = 20.0
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What came of a job."""
+
+    exit: Exit
+    stdout: bytes
+    stderr: bytes
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The result of an asynchronous test, which may take a while, but not for ever."""
+
+    async def limited() -> T:
+        async with asyncio.timeout(60):
+            return await coroutine
+
+    return asyncio.run(limited())
+
+
+@contextlib.asynccontextmanager
+async def sandbox(**changes: object) -> AsyncIterator[Sandbox]:
+    made = Sandbox(replace(OPTIONS, **changes), Path("/nonexistent"))  # type: ignore[arg-type]
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+async def read(fd: int) -> bytes:
+    """Everything that comes out of a pipe, which is closed then."""
+    loop, chunks, ended = asyncio.get_running_loop(), [], asyncio.Event()
+
+    def on_readable() -> None:
+        with contextlib.suppress(BlockingIOError):
+            chunks.append(os.read(fd, 65536))
+            if not chunks[-1]:
+                ended.set()
+
+    loop.add_reader(fd, on_readable)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await ended.wait()
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
+    return b"".join(chunks)
+
+
+async def read_line(fd: int) -> bytes:
+    """The next line out of a pipe, which stays open."""
+    line = b""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(PATIENCE):
+        while not line.endswith(b"\n"):
+            try:
+                data = os.read(fd, 1)
+            except BlockingIOError:
+                readable = asyncio.Event()
+                loop.add_reader(fd, readable.set)
+                try:
+                    await readable.wait()
+                finally:
+                    loop.remove_reader(fd)
+                continue
+            assert data, f"the pipe ended after {line!r}"
+            line += data
+    return line
+
+
+async def finish(process: Process) -> Ran:
+    """Reads a job's output and waits for its end."""
+    stdout, stderr = await asyncio.gather(read(process.stdout), read(process.stderr))
+    async with asyncio.timeout(PATIENCE):
+        return Ran(await process.wait(), stdout, stderr)
+
+
+async def execute(launcher: Launcher, script: str | bytes, interpreter: str = "/bin/sh", **command: Any) -> Ran:
+    process = await launcher.start(
+        Command(interpreter, script.encode() if isinstance(script, str) else script, **command)
+    )
+    process.go()
+    return await finish(process)
+
+
+def job(script: str | bytes, interpreter: str = "/bin/sh", **command: Any) -> Ran:
+    """One job in a sandbox of its own."""
+
+    async def main() -> Ran:
+        async with sandbox() as made:
+            return await execute(await made.prepare(1), script, interpreter, **command)
+
+    return run(main())
+
+
+def lines(script: str, interpreter: str = "/bin/sh", **command: Any) -> list[str]:
+    """What a script that succeeds prints."""
+    ran = job(script, interpreter, **command)
+    assert ran.exit.return_code == 0, ran
+    return ran.stdout.decode().splitlines()
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of the host runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def with_argument(text: str) -> list[int]:
+    """The host's live processes that were started with this argument."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if text.encode() in path.read_bytes().split(b"\0") and alive(int(path.parent.name)):
+                found.append(int(path.parent.name))
+    return found

@@ -1,0 +1,185 @@
+"""Launchers: one a user, kept while in use, replaced when dead; and the test of the sandbox by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from shell_service.sandbox import Command, SandboxError, kernel, process, seccomp
+from tests.sandbox.support import alive, execute, finish, parent, run, sandbox
+from tests.waiting import eventually
+
+
+async def gone(pid: int) -> None:
+    await asyncio.to_thread(eventually, lambda: not alive(pid))
+
+
+async def launcher_pid(made, user: int) -> int:  # type: ignore[no-untyped-def]
+    held = await (await made.prepare(user)).start(Command("/bin/sh", b""))
+    pid = parent(held.pid)
+    held.kill()
+    await finish(held)
+    return pid
+
+
+def test_one_launcher_a_user() -> None:
+    async def main() -> None:
+        async with sandbox() as made:
+            first, second, other = await asyncio.gather(made.prepare(1), made.prepare(1), made.prepare(2))
+            assert first is second is not other
+            assert await launcher_pid(made, 1) == await launcher_pid(made, 1) != await launcher_pid(made, 2)
+
+    run(main())
+
+
+def test_the_longest_unused_makes_room_but_never_a_busy_one() -> None:
+    async def main() -> None:
+        async with sandbox(max_launchers=2) as made:
+            busy = await (await made.prepare(1)).start(Command("/bin/sh", b"echo fine"))
+            two, three = await launcher_pid(made, 2), await launcher_pid(made, 3)
+            await gone(two)
+            assert alive(three)
+            assert await launcher_pid(made, 3) == three
+            busy.go()
+            assert (await finish(busy)).stdout == b"fine\n"
+
+    run(main())
+
+
+def test_a_launcher_that_was_put_away_can_still_be_used() -> None:
+    async def main() -> None:
+        async with sandbox(max_launchers=1) as made:
+            first = await made.prepare(1)
+            await made.prepare(2)
+            assert (await execute(first, "echo fine")).stdout == b"fine\n"
+
+    run(main())
+
+
+def test_an_idle_launcher_ends() -> None:
+    async def main() -> None:
+        async with sandbox(launcher_idle_seconds=0.2) as made:
+            pid = await launcher_pid(made, 1)
+            await gone(pid)
+            held = await (await made.prepare(1)).start(Command("/bin/sh", b"echo fine"))
+            await asyncio.sleep(0.5)  # longer than idle ones live
+            assert alive(parent(held.pid))
+            held.go()
+            assert (await finish(held)).stdout == b"fine\n"
+
+    run(main())
+
+
+def test_a_dead_launcher_is_replaced() -> None:
+    async def main() -> None:
+        async with sandbox() as made:
+            pid = await launcher_pid(made, 1)
+            os.kill(pid, signal.SIGKILL)
+            await gone(pid)
+            assert (await execute(await made.prepare(1), "echo fine")).stdout == b"fine\n"
+
+    run(main())
+
+
+def test_a_launcher_that_hangs_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "PATIENCE", 0.3)
+
+    async def main() -> None:
+        async with sandbox() as made:
+            pid = await launcher_pid(made, 1)
+            os.kill(pid, signal.SIGSTOP)
+            with pytest.raises(SandboxError):
+                await (await made.prepare(1)).start(Command("/bin/sh", b""))
+            monkeypatch.setattr(process, "PATIENCE", 10)
+            assert (await execute(await made.prepare(1), "echo fine")).stdout == b"fine\n"
+            await gone(pid)
+
+    run(main())
+
+
+def test_a_start_that_is_given_up_leaves_nothing() -> None:
+    async def main() -> None:
+        async with sandbox() as made:
+            launcher = await made.prepare(1)
+            starts = [asyncio.create_task(launcher.start(Command("/bin/sh", b""))) for _ in range(10)]
+            await asyncio.sleep(0)
+            for start in starts:
+                start.cancel()
+            await asyncio.gather(*starts, return_exceptions=True)
+            await asyncio.to_thread(eventually, lambda: not launcher.busy)
+            assert (await execute(launcher, "echo fine")).stdout == b"fine\n"
+
+    run(main())
+
+
+def test_launchers_inherit_nothing() -> None:
+    async def main() -> None:
+        secret = os.open("/etc/hostname", os.O_RDONLY)
+        os.set_inheritable(secret, True)
+        os.environ["SECRET"] = "x"
+        try:
+            async with sandbox() as made:
+                pid = await launcher_pid(made, 1)
+                with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: ASYNC230
+                    assert file.read() == b""
+                targets = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+                assert not any("hostname" in target for target in targets)
+        finally:
+            os.close(secret)
+            del os.environ["SECRET"]
+
+    run(main())
+
+
+def test_the_self_test_passes() -> None:
+    async def main() -> str | None:
+        async with sandbox() as made:
+            return await made.self_test()
+
+    assert run(main()) is None
+
+
+def test_the_self_test_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> str | None:
+        async with sandbox() as made:
+            return await made.self_test()
+
+    def missing() -> bytes:
+        raise ImportError("no libseccomp")
+
+    monkeypatch.setattr(seccomp, "program", missing)
+    assert "libseccomp" in (run(main()) or "")
+
+
+def test_the_self_test_sees_a_wall_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> str | None:
+        async with sandbox() as made:
+            return await made.self_test()
+
+    allow = seccomp.INSTRUCTION.pack(seccomp.RETURN, 0, 0, 0x7FFF0000)
+    monkeypatch.setattr(seccomp, "program", lambda: allow)
+    assert "filter" in (run(main()) or "")
+
+
+def test_where_namespaces_are_forbidden_nothing_runs() -> None:
+    """In a user namespace that allows no more of them, as a machine that forbids them would."""
+
+    async def main() -> str | None:
+        async with sandbox() as made:
+            return await made.self_test()
+
+    pid = os.fork()
+    if not pid:
+        try:
+            kernel.unshare(kernel.CLONE_NEWUSER)
+            Path("/proc/sys/user/max_user_namespaces").write_text("0")
+            kernel.drop_capabilities()
+            said = run(main()) or ""
+            os._exit(0 if "No space left" in said and "user.max_user_namespaces" in said else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

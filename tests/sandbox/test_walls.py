@@ -1,0 +1,412 @@
+"""The walls, each tried from inside."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pyseccomp
+import pytest
+
+from shell_service.sandbox import Command, seccomp
+from tests.sandbox.support import OPTIONS, PYTHON, execute, finish, job, lines, parent, read_line, run, sandbox
+
+CALL = """
+import ctypes, errno, json, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number, *arguments):
+    result = libc.syscall(*map(ctypes.c_long, (number, *arguments)))
+    return "worked" if result >= 0 else errno.errorcode[ctypes.get_errno()]
+"""
+
+
+def number(name: str) -> int:
+    return int(pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name))
+
+
+def calls(*wanted: tuple[object, ...]) -> list[str]:
+    """What each system call, given by name or number and with its arguments, answers inside."""
+    resolved = [(number(name) if isinstance(name, str) else name, *rest) for name, *rest in wanted]
+    code = CALL + f"print(json.dumps([call(*c) for c in {resolved!r}]))"
+    return list(json.loads(lines(code, PYTHON)[0]))
+
+
+def fails(script: str) -> str:
+    """The complaint of a command that must not succeed."""
+    ran = job(script)
+    assert ran.exit.return_code, f"worked: {script}"
+    return ran.stderr.decode()
+
+
+def status_of(pid: int) -> dict[str, str]:
+    pairs = (line.partition(":") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return {name: value.strip() for name, _, value in pairs}
+
+
+def test_who_one_is() -> None:
+    status = dict(line.split(":\t", 1) for line in lines("cat /proc/self/status") if ":\t" in line)
+    assert status["Uid"].split() == status["Gid"].split() == ["1000"] * 4
+    for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb"):
+        assert int(status[f"Cap{kind}"], 16) == 0
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert lines("id -un; hostname; pwd; cat /proc/self/oom_score_adj; umask") == ["job", "job", "/job", "1000", "0022"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's jobs all run as that user")
+def test_each_user_has_a_uid_of_its_own() -> None:
+    async def main() -> list[str]:
+        uids: list[str] = []
+        async with sandbox() as made:
+            for user in (1, 2):
+                process = await (await made.prepare(user)).start(Command("/bin/sh", b""))
+                for pid in (process.pid, parent(process.pid)):
+                    uids += status_of(pid)["Uid"].split()
+                process.kill()
+                await finish(process)
+        return uids
+
+    assert run(main()) == ["200001"] * 8 + ["200002"] * 8
+
+
+def test_what_there_is() -> None:
+    linked = {name for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32") if Path("/", name).exists()}
+    assert set(lines("ls /")) == {"dev", "etc", "job", "proc", "run", "tmp", "usr", "var"} | linked
+    assert set(lines("ls /etc /etc/ssl /run /var /dev /dev/shm /tmp /job")) <= {
+        "/etc:", "alternatives", "group", "hosts", "ld.so.cache", "localtime", "nsswitch.conf", "passwd", "ssl",
+        "/etc/ssl:", "certs", "/run:", "job", "/var:", "tmp", "/dev:", "fd", "full", "null", "random", "shm", "stderr",
+        "stdin", "stdout", "tty", "urandom", "zero", "/dev/shm:", "/tmp:", "/job:", "",
+    }  # fmt: skip
+    assert lines("ls -A /job /tmp /dev/shm | grep -v : | tr -d '\\n'") == []
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/shadow", "/root", "/home", "/sys", "/run/systemd", "/var/log", "/var/lib", "/dev/mem", "/dev/kvm",
+             "/dev/pts", "/dev/ptmx", __file__],
+)  # fmt: skip
+def test_what_there_is_not(path: str) -> None:
+    assert "No such file" in fails(f"exec ls -d {path}")
+
+
+@pytest.mark.parametrize(
+    "path", ["/x", "/usr/x", "/usr/bin/env", "/etc/x", "/etc/passwd", "/dev/x", "/run/x", "/run/job/x",
+             "/var/x", "/bin/x", "/etc/ssl/certs/x"],
+)  # fmt: skip
+def test_what_cannot_be_written(path: str) -> None:
+    complaint = fails(f"echo > {path}")
+    # What exists belongs to another or has no write bit, which is looked at first.
+    assert "Read-only file system" in complaint or (Path(path).exists() and "denied" in complaint)
+
+
+@pytest.mark.parametrize(
+    "path", ["kernel/core_pattern", "kernel/hostname", "user/max_user_namespaces", "vm/swappiness"]
+)
+def test_kernel_settings_cannot_be_written(path: str) -> None:
+    assert "denied" in fails(f"echo 1 > /proc/sys/{path}")
+
+
+def test_the_script_cannot_be_swapped() -> None:
+    assert "Read-only file system" in fails("rm /run/job/script")
+    assert "Read-only file system" in fails("chmod u+w /run/job/script")
+    assert "Read-only file system" in fails("mv /run/job/script /run/job/old")
+
+
+def test_no_mount_lets_one_rise_or_write() -> None:
+    writable = {"/proc", "/job", "/tmp", "/dev/shm"}
+    for line in lines("cat /proc/self/mountinfo"):
+        where, options = line.split()[4], set(line.split()[5].split(","))
+        assert "nosuid" in options, line
+        assert ("rw" in options) == (where in writable), line
+        with_devices = where in ("/", "/proc/cmdline", "/proc/keys") or where.startswith("/dev/")
+        assert "nodev" in options or with_devices, line
+
+
+@pytest.mark.parametrize(("path", "size"), [("/job", 32), ("/tmp", 16), ("/dev/shm", 4)])
+def test_file_systems_are_limited(path: str, size: int) -> None:
+    ran = job(f"for n in 1 2 3; do dd if=/dev/zero of={path}/$n bs=1M count=20; done; du -sm {path}")
+    assert b"No space left" in ran.stderr
+    assert int(ran.stdout.split()[0]) == size
+    assert int(lines(f"df --output=itotal {path} | tail -n 1")[0]) <= 1 << 16
+
+
+def test_limits_of_a_process() -> None:
+    assert lines("ulimit -c; ulimit -n; ulimit -l; ulimit -f; ulimit -Hc; ulimit -Hn; ulimit -Hl; ulimit -Hf") == [
+        "0", "256", "0", str(24 * 2048), "0", "256", "0", str(24 * 2048)]  # fmt: skip
+    assert job("ulimit -c 1").exit.return_code
+    assert b"File too large" in job("trap '' XFSZ; dd if=/dev/zero of=/job/big bs=1M count=30").stderr
+    assert job("kill -SEGV $$; ls").exit.signal == signal.SIGSEGV
+
+
+def test_a_fork_bomb_is_capped_and_spares_the_next_job() -> None:
+    code = """
+import os, signal
+children = 0
+try:
+    while children < 5000:
+        if not os.fork():
+            signal.pause()
+        children += 1
+except BlockingIOError:
+    pass
+print(children, flush=True)
+signal.pause()
+"""
+
+    async def main() -> int:
+        async with sandbox() as made:
+            launcher = await made.prepare(1)
+            bomb = await launcher.start(Command(PYTHON, code.encode()))
+            bomb.go()
+            children = int(await read_line(bomb.stdout))
+            assert (await execute(launcher, "echo fine")).stdout == b"fine\n"
+            bomb.kill()
+            await finish(bomb)
+            return children
+
+    assert 500 < run(main()) < 1024
+
+
+def test_only_its_own_processes_are_there() -> None:
+    assert set(lines("ls /proc | grep '^[0-9]' | sort -n")) <= {"2", "3", "4", "5"}
+    assert fails("ls /proc/1/")
+    assert "No such process" in fails(f"kill -0 {os.getpid()}")
+
+
+def test_the_init_is_out_of_reach() -> None:
+    code = """
+import os
+for name in ("mem", "environ", "maps", "cmdline", "fd", "root"):
+    try:
+        os.stat(f"/proc/1/{name}")
+    except OSError as error:
+        continue
+    print("there:", name)
+"""
+    assert lines(code, PYTHON) == []
+
+
+def test_another_jobs_processes_are_not_there() -> None:
+    async def main() -> None:
+        async with sandbox() as made:
+            launcher = await made.prepare(1)
+            first = await launcher.start(Command("/bin/sh", b"echo; exec sleep 1000"))
+            first.go()
+            await read_line(first.stdout)
+            other = await execute(launcher, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '; kill -9 -1; exit 0")
+            assert b"sleep" not in other.stdout
+            first.terminate()
+            assert (await finish(first)).exit.signal == signal.SIGTERM
+
+    run(main())
+
+
+def test_only_the_standard_streams_are_open() -> None:
+    code = "import os\nfor fd in range(300):\n try: os.fstat(fd); print(fd)\n except OSError: pass"
+    assert lines(code, PYTHON) == ["0", "1", "2"]
+
+
+def in_sight(secret: str, *pids: int) -> list[Path]:
+    """Where a text is seen: in any process's arguments, or in the environment of these."""
+    found = []
+    for path in (*(Path(f"/proc/{pid}/environ") for pid in pids), *Path("/proc").glob("[0-9]*/cmdline")):
+        # The init's is for root's eyes only; and other processes of this machine come and go.
+        with contextlib.suppress(PermissionError, FileNotFoundError, ProcessLookupError):
+            if secret.encode() in path.read_bytes():
+                found.append(path)
+    return found
+
+
+def test_no_secret_is_in_sight_of_the_host_or_the_next_job() -> None:
+    secret = os.urandom(16).hex()
+
+    async def main() -> None:
+        async with sandbox() as made:
+            launcher = await made.prepare(1)
+            os.environ["SERVICE_SECRET"] = f"service{secret}"
+            process = await launcher.start(
+                Command("/bin/sh", f"# script{secret}\necho; exec sleep 1000".encode(), env={"TOKEN": f"token{secret}"})
+            )
+            for moment in ("held", "running"):
+                assert in_sight(secret, process.pid, parent(process.pid)) == [], moment
+                if moment == "held":
+                    process.go()
+                    await read_line(process.stdout)
+            process.kill()
+            await finish(process)
+            ran = await execute(launcher, "env; cat /proc/*/environ; ls -R /job /tmp /run")
+            assert secret.encode() not in ran.stdout
+
+    try:
+        run(main())
+    finally:
+        del os.environ["SERVICE_SECRET"]
+
+
+def test_nothing_carries_over_between_jobs() -> None:
+    make = """
+import ctypes, os
+for name in ("/job/x", "/tmp/x", "/dev/shm/x"):
+    open(name, "w").close()
+assert ctypes.CDLL(None).shmget(0x1234, 4096, 0o1666) >= 0
+"""
+    look = """
+import ctypes, os
+print([os.listdir(d) for d in ("/job", "/tmp", "/dev/shm")], ctypes.CDLL(None).shmget(0x1234, 4096, 0))
+"""
+
+    async def main() -> bytes:
+        async with sandbox() as made:
+            launcher = await made.prepare(1)
+            assert (await execute(launcher, make, PYTHON)).exit.return_code == 0
+            return (await execute(launcher, look, PYTHON)).stdout
+
+    assert run(main()) == b"[[], [], []] -1\n"
+
+
+def test_the_host_cannot_be_reached_by_network() -> None:
+    name = f"shell-service-test-{os.getpid()}"
+    with (
+        socket.create_server(("127.0.0.1", 0)) as tcp,
+        socket.socket(socket.AF_UNIX) as unix,
+    ):
+        unix.bind(f"\0{name}")
+        unix.listen()
+        code = f"""
+import socket
+def attempt(family, address):
+    try:
+        socket.socket(family).connect(address)
+        return "connected"
+    except OSError as error:
+        return error.strerror
+print(attempt(socket.AF_INET, ("127.0.0.1", {tcp.getsockname()[1]})))
+print(attempt(socket.AF_UNIX, "\\0{name}"))
+print(attempt(socket.AF_INET, ("169.254.169.254", 80)))
+print(attempt(socket.AF_INET6, ("2001:db8::1", 80)))
+print(*(name for _, name in socket.if_nameindex()))
+"""
+        refused, unreachable = "Connection refused", "Network is unreachable"
+        assert lines(code, PYTHON)[:4] == [refused, refused, unreachable, unreachable]
+        assert "lo" in lines(code, PYTHON)[4].split()
+
+
+def test_users_do_not_share_a_network_and_ones_own_jobs_find_their_ports_free() -> None:
+    serve = """
+import socket
+server = socket.create_server(("127.0.0.1", 7777))
+abstract = socket.socket(socket.AF_UNIX)
+abstract.bind("\\0meet")
+print("up", flush=True)
+server.accept()[0].sendall(b"x")
+"""
+    visit = """
+import socket
+for family, address in ((socket.AF_INET, ("127.0.0.1", 7777)), (socket.AF_UNIX, "\\0meet")):
+    try:
+        s = socket.socket(family)
+        s.connect(address)
+        print("reached")
+    except OSError as error:
+        print(error.strerror)
+"""
+
+    async def main() -> None:
+        async with sandbox() as made:
+            mine, yours = await made.prepare(1), await made.prepare(2)
+            server = await mine.start(Command(PYTHON, serve.encode()))
+            server.go()
+            await read_line(server.stdout)
+            refused = b"Connection refused\n" * 2
+            assert (await execute(yours, visit, PYTHON)).stdout == refused
+            assert (await execute(mine, visit, PYTHON)).stdout.startswith(b"reached\n")
+            assert (await finish(server)).exit.return_code == 0
+            again = await mine.start(Command(PYTHON, serve.encode()))
+            again.go()
+            await read_line(again.stdout)  # the port is free at once: no TIME_WAIT
+            again.kill()
+            await finish(again)
+
+    run(main())
+
+
+@pytest.mark.parametrize("name", [name for name in seccomp.EPERM if number(name) >= 0])
+def test_is_not_permitted(name: str) -> None:
+    # -1: enough to make most of them fail otherwise than by the filter, were it not there.
+    assert calls((name, 0, 0, 0, 0, 0), (name, -1, -1, -1, -1, -1)) == ["EPERM", "EPERM"]
+
+
+def test_is_not_implemented() -> None:
+    names = [name for name in seccomp.ENOSYS if number(name) >= 0]
+    assert len(names) > 8
+    answers = calls(*((name, 0, 0, 0, 0, 0) for name in names), (451,), (462,), (463,), (1000,), (1 << 30,))
+    assert set(answers) == {"ENOSYS"}
+
+
+def test_no_new_namespace() -> None:
+    sigchld = 17
+    assert set(calls(*(("clone", flag | sigchld, 0, 0, 0, 0) for flag in seccomp.NAMESPACES))) == {"EPERM"}
+    assert lines("cat /proc/sys/user/max_user_namespaces") == ["0"]  # were there no filter
+
+
+def test_families_of_sockets() -> None:
+    inet, stream, raw, packet, vsock, alg, bluetooth = 2, 1, 3, 17, 40, 38, 31
+    bad = [(family, stream, 0) for family in (packet, vsock, alg, bluetooth, 3, 9, 15, 18, (1 << 32) | packet)]
+    answers = calls(*(("socket", *arguments) for arguments in bad), ("socketpair", inet, stream, 0, 0))
+    assert set(answers) == {"EAFNOSUPPORT"}
+    assert calls(("socket", inet, stream, 0), ("socket", 1, stream, 0), ("socket", inet, raw, 1)) == [
+        "worked", "worked", "EPERM"]  # fmt: skip
+
+
+def test_no_typing_into_a_terminal() -> None:
+    requests = (seccomp.TIOCSTI, seccomp.TIOCLINUX, (1 << 32) | seccomp.TIOCSTI)
+    assert set(calls(*(("ioctl", 0, request, 0) for request in requests))) == {"EPERM"}
+    assert "No such device" in fails("echo > /dev/tty")
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="these two ABIs are that machine's")
+def test_other_abis() -> None:
+    getpid_x32, getpid_i386 = 0x40000000 | 39, 20
+    assert calls((getpid_x32,)) == ["ENOSYS"]
+    code = (
+        CALL
+        + f"""
+import mmap
+page = mmap.mmap(-1, 4096, prot=7)
+page.write(bytes([0xB8]) + ({getpid_i386}).to_bytes(4, "little") + bytes([0xCD, 0x80, 0xC3]))
+ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))()
+"""
+    )
+    assert job(code, PYTHON).exit.signal == signal.SIGSYS
+
+
+def test_masked_kernel_information() -> None:
+    assert lines("cat /proc/cmdline /proc/keys") == []
+    assert fails("cat /proc/kmsg /proc/kcore")
+
+
+def test_a_users_path_is_in_no_mount() -> None:
+    text = "\n".join(lines("cat /proc/self/mountinfo /proc/mounts"))
+    assert str(Path.cwd()) not in text
+    assert str(OPTIONS.uid_base) not in lines("cat /proc/self/uid_map")[0].split()[:1]
+
+
+def test_ordinary_programs_work() -> None:
+    code = """
+import subprocess, tempfile, threading
+thread = threading.Thread(target=print, args=("thread",))
+thread.start()
+thread.join()
+print(subprocess.check_output(["sh", "-c", "echo child | cat"], text=True).strip())
+tempfile.mkdtemp()
+"""
+    assert lines(code, PYTHON) == ["thread", "child"]
+    assert lines("cat <(echo x)", "/bin/bash") == ["x"]
+    assert lines("perl -e 'print 6*7'") == ["42"] if Path("/usr/bin/perl").exists() else True
+
+
+def test_priority_cannot_be_raised() -> None:
+    assert calls(("setpriority", 0, 0, -5)) == ["EACCES"]
+    assert calls(("sched_setscheduler", 0, 1, 0)) != ["worked"]
