@@ -79,7 +79,7 @@ db_migrate: $(RUNTIME) ## bring the database to the newest schema
 	@$(MANAGE) db_migrate
 
 db_clear: $(RUNTIME) ## delete all jobs, users and tokens (asks first)
-	@$(MANAGE) db_clear
+	@$(MANAGE) db_clear $(ARGS)
 
 db_shell: $(RUNTIME) ## open psql on the database
 	@$(MANAGE) db_shell
