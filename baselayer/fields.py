@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping
@@ -54,9 +55,11 @@ class Number(fields.Float):
         super().__init__(validate=validate.Range(low, high, min_inclusive=closed), **kwargs)
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValidationError("Must be a number.")
-        return float(value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            with contextlib.suppress(OverflowError):
+                if math.isfinite(number := float(value)):
+                    return number
+        raise ValidationError("Must be a number.")
 
 
 class Flag(fields.Boolean):
@@ -138,4 +141,4 @@ class Instant(fields.Field[datetime]):
 
 def rfc3339(value: datetime | None) -> str | None:
     """`value` in UTC as RFC 3339 with microseconds, such as ``2030-01-31T12:00:00.000000Z``."""
-    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ") if value else None
+    return value.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z" if value else None

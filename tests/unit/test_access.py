@@ -170,6 +170,8 @@ class Rows:
             await self.answer.wait()
         return found
 
+    ask = run
+
     def add(self, **fields: Any) -> str:
         token = tokens.mint()
         digest = tokens.digest(token)
