@@ -79,7 +79,7 @@ _JOB = {
     "wall_seconds": 0.004,
     "cpu_seconds": 0.002,
     "max_rss_bytes": 10_485_760,
-    "runner": "worker-1/0",
+    "runner": "runner_00",
     "cancelled_by": None,
     "position": None,
     "pending_reason": None,
@@ -105,7 +105,7 @@ _USER = {
     "modified": _AT,
     "limits": _LIMITS,
 }
-_RUNNER = {"name": "worker-1/0", "state": "live", "slots": 32, "running": 2}
+_RUNNER = {"name": "runner_00", "state": "live", "slots": 32, "running": 2}
 _COUNTS = dict.fromkeys(STATUSES, 0) | {"RUNNING": 2, "COMPLETED": 512, "FAILED": 3}
 
 EXAMPLES: dict[type[Schema], Any] = {
