@@ -39,7 +39,7 @@ class Journal:
         for line in path.read_bytes().splitlines() if path.exists() else ():
             try:
                 self._apply(json.loads(line))
-            except ValueError:
+            except (ValueError, TypeError, KeyError):
                 continue  # the last line of a process that died while it wrote it
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._compact()

@@ -40,13 +40,15 @@ class _Seen:
 class Reaper:
     """Notices runners that have stopped answering, by their heartbeat counts and its own monotonic clock alone.
 
-    No host's wall clock matters. Whenever the database could not be asked, everybody gets his full time again.
+    No host's wall clock matters. Whenever the database could not be asked, everybody gets his full time again; also
+    after a pause in which we did not look, as whatever stopped us, such as a database that hung, may have stopped them.
     """
 
     def __init__(self, lost_after: float, clock: Callable[[], float] = time.monotonic) -> None:
         """`lost_after` in seconds."""
         self._lost_after = lost_after
         self._clock = clock
+        self._looked = clock()
         self._seen: dict[int, _Seen] = {}
 
     def forget(self) -> None:
@@ -56,6 +58,9 @@ class Reaper:
     def observe(self, beats: dict[int, tuple[uuid.UUID, int]]) -> list[tuple[int, uuid.UUID, int]]:
         """Take the heartbeats of now; returns the runners (id, incarnation, beat) that have been silent too long."""
         now = self._clock()
+        if now - self._looked > self._lost_after / 3:
+            self.forget()
+        self._looked = now
         self._seen = {runner: seen for runner, seen in self._seen.items() if runner in beats}
         silent = []
         for runner, (incarnation, beat) in beats.items():

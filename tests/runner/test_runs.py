@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from shell_service import queue
+from tests.database import Server, assert_consistent
+from tests.factories import add_jobs, add_user
+from tests.runner.conftest import QUICK
 from tests.services import Service, Site, processes
 from tests.waiting import eventually
+
+
+@pytest.fixture(scope="module")
+def site(server: Server) -> Iterator[Site]:
+    """A site with a runner, and output capped at 1 MiB."""
+    with server.database() as url, Site(url, runner=QUICK, jobs={"kill_grace": 1, "max_output": "1MiB"}) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def runner(site: Site) -> Service:
+    return site.start_runner()
+
+
+@pytest.fixture(autouse=True)
+def alive(site: Site, runner: Service) -> Iterator[None]:
+    """Whatever a test does, the runner goes on, and each job stands in exactly one place."""
+    yield
+    assert runner.process.poll() is None, runner.log()
+    assert "Traceback" not in runner.log()
+    assert_consistent(site.transact)
 
 
 def test_an_echo(site: Site) -> None:
@@ -217,8 +242,6 @@ def test_nothing_is_left_running(site: Site, leave: str, end: str) -> None:
 
 
 def test_many_jobs_of_many_users(site: Site) -> None:
-    from tests.factories import add_jobs, add_user
-
     users = [site.transact(add_user) for _ in range(5)]
     ids = {}
     for user in users:
@@ -231,8 +254,6 @@ def test_many_jobs_of_many_users(site: Site) -> None:
 
 
 def test_the_running_limit_of_a_user_holds(site: Site) -> None:
-    from tests.factories import add_jobs, add_user
-
     user = site.transact(add_user, {"max_running": 2})
     ids = site.transact(add_jobs, user, 8, code="sleep 0.1")
     most = 0
