@@ -1,11 +1,9 @@
 """The walls around one attempt of a job: namespaces, uid, limits, system call filter.
 
-``Sandbox.prepare(user)`` gives the user's `Launcher`, its ``start(command)`` a held `Process`, whose ``go()`` lets it run.
+``Sandbox.prepare(user)`` gives the user's `Launcher`, whose ``start`` makes a held `Process`, whose ``go`` lets it run.
 """
 
 from __future__ import annotations
-
-import importlib
 
 TYPE_CHECKING = False  # as type checkers know it; the typing module itself is too large for the launcher
 if TYPE_CHECKING:
@@ -30,4 +28,6 @@ def __getattr__(name: str) -> object:
     # On first use, as the launcher is imported through this package and has to stay small: no asyncio there.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    from importlib import import_module
+
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

@@ -12,11 +12,10 @@ import _socket
 import os
 import resource
 import select
-import struct
 
 from . import kernel, root
 from .kernel import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REC, MS_REMOUNT
-from .protocol import FAILED, GO, HELD, HELD_BODY, KILL_ALL, REPORT, REPORT_BODY, Setup, unpack_order
+from .protocol import FAILED, GO, HELD, HELD_BODY, INT, KILL_ALL, MAX_MESSAGE, REPORT, REPORT_BODY, Setup, unpack_order
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +36,6 @@ MAX_PROCESSES = 1024
 #: Files in each of a job's file systems: one takes a kilobyte of kernel memory or so, which their sizes do not count.
 MAX_FILES = 65536
 MASKED = (b"proc/cmdline", b"proc/keys")
-_INT = struct.Struct("i")
 
 
 class Walls:
@@ -72,11 +70,11 @@ def run(walls: Walls, descriptors: list[int]) -> NoReturn:
             for number in range(3):
                 os.dup2(descriptors[1 + number], number)
             _lock(walls)
-            channel.sendmsg([held], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, _INT.pack(os.pidfd_open(1)))])
+            channel.sendmsg([held], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, INT.pack(os.pidfd_open(1)))])
             os.closerange(3, channel.fileno())
             os.closerange(channel.fileno() + 1, 1 << 20)
         except Exception as error:
-            channel.send(FAILED + str(error).encode())
+            channel.send(FAILED + str(error).encode()[: MAX_MESSAGE - 1])
             os._exit(1)
         if channel.recv(1) == GO:  # else the runner has let go of it
             status = _run(argv, env)

@@ -1,21 +1,20 @@
 """The launcher: a small process, one per user, that starts this user's jobs.
 
-Run by the runner as a program of its own with nothing but a control socket (see `protocol`). It holds
-the user's uid, a network namespace that only this user's jobs share, and a mount namespace with little but the jobs'
-read-only root, so that what remains for each job is cheap. It imports nothing that it can do without.
+Run by the runner as a program of its own with nothing but a control socket (see `protocol`). It holds the user's uid, a
+network namespace that only this user's jobs share, and a mount namespace with little but the jobs' read-only root, so
+that what remains for each job is cheap. It imports nothing that it can do without: every job is a fork of it.
 """
 
 from __future__ import annotations
 
 import _socket  # without the module around it, whose imports would cost every fork
-import array
 import gc
 import os
 import resource
 import select
 
 from . import job, kernel, root
-from .protocol import ENDED, ENDED_BODY, FAILED, JOB, MAX_MESSAGE, READY, START, TERMINATE, Setup
+from .protocol import ENDED, ENDED_BODY, FAILED, INT, JOB, MAX_MESSAGE, READY, START, TERMINATE, Setup
 
 
 def main(fd: int) -> None:
@@ -27,10 +26,9 @@ def main(fd: int) -> None:
         program = os.pread(descriptors[0], 1 << 20, 0)
         isolate(setup)
         walls = job.Walls(setup, program)
-    except Exception:
-        import traceback
-
-        control.send(FAILED + traceback.format_exc().encode()[-4000:])
+    except Exception as error:
+        # No traceback: with the root changed, its module can be out of reach.
+        control.send(FAILED + f"{type(error).__name__}: {error}".encode()[: MAX_MESSAGE - 1])
         return
     control.send(READY)
     Launcher(control, walls).serve()
@@ -38,13 +36,9 @@ def main(fd: int) -> None:
 
 def receive(sock: _socket.socket) -> tuple[bytes, list[int]]:
     """One message and its descriptors; an empty one is the end."""
-    descriptors = array.array("i")
-    data, ancillary, _, _ = sock.recvmsg(
-        MAX_MESSAGE, _socket.CMSG_SPACE(8 * descriptors.itemsize), _socket.MSG_CMSG_CLOEXEC
-    )
-    for _, _, content in ancillary:
-        descriptors.frombytes(content)
-    return data, list(descriptors)
+    room = _socket.CMSG_SPACE(8 * INT.size)
+    data, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE, room, _socket.MSG_CMSG_CLOEXEC)
+    return data, [fd for _, _, content in ancillary for (fd,) in INT.iter_unpack(content)]
 
 
 def isolate(setup: Setup) -> None:

@@ -183,7 +183,7 @@ class Launcher:
             given.close()
             self._jobs[number] = None
             held: asyncio.Future[None] = loop.create_future()
-            loop.add_reader(ours, _wake, held)
+            loop.add_reader(ours.fileno(), _wake, held)
             try:
                 async with asyncio.timeout(PATIENCE):
                     await held
@@ -192,7 +192,7 @@ class Launcher:
                     self.close()  # it hangs, and nobody else needs it
                 raise SandboxError(UNAVAILABLE, f"the sandbox was not made within {PATIENCE:g} s") from None
             finally:
-                loop.remove_reader(ours)
+                loop.remove_reader(ours.fileno())
             message, descriptors, _, _ = socket.recv_fds(ours, MAX_MESSAGE, 1)
             if message[:1] != HELD:
                 raise SandboxError(UNAVAILABLE, message[1:].decode(errors="replace") or "the launcher has died")
@@ -249,7 +249,7 @@ class Launcher:
                 raise SandboxError(UNAVAILABLE, f"starting a launcher: {error!r}") from error
             raise
         self._control = ours
-        loop.add_reader(ours, self._on_message, ours)
+        loop.add_reader(ours.fileno(), self._on_message, ours)
 
     def _on_message(self, control: socket.socket) -> None:
         try:
@@ -270,7 +270,7 @@ class Launcher:
     def _lost(self, control: socket.socket) -> None:
         if self._process is not None:
             self._process.kill()  # with it go all its jobs; unless it is dead already
-        asyncio.get_running_loop().remove_reader(control)
+        asyncio.get_running_loop().remove_reader(control.fileno())
         control.close()
         self._control = None
         jobs, self._jobs = self._jobs, {}

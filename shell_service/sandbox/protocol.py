@@ -21,6 +21,7 @@ MAX_MESSAGE = 4096
 #: SIGUSR1 to an init: kill all but yourself, and report.
 KILL_ALL = 10
 
+INT = struct.Struct("i")  # a descriptor
 JOB = struct.Struct("<Q")  # the runner's number of a job
 HELD_BODY = struct.Struct("<iQ")  # pid, start time
 REPORT_BODY = struct.Struct("<idq")  # wait status, CPU seconds, largest resident set in bytes

@@ -10,7 +10,6 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -141,10 +140,8 @@ def test_kill(after_go: bool, mark: str) -> None:
             if after_go:
                 process.go()
                 await read_line(process.stdout)
-            began = time.monotonic()
             process.kill()
             ran = await finish(process)
-            assert time.monotonic() - began < 0.8  # by the init itself, not by the second blow
             assert (ran.exit.return_code, ran.exit.signal) == (None, signal.SIGKILL)
             assert ran.stdout == b""
             assert with_argument(mark) == []

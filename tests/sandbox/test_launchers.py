@@ -85,6 +85,18 @@ def test_a_dead_launcher_is_replaced() -> None:
     run(main())
 
 
+def test_a_launcher_that_the_runner_lets_go_of_ends() -> None:
+    async def main() -> None:
+        async with sandbox() as made:
+            launcher = await made.prepare(1)
+            pid = await launcher_pid(made, 1)
+            launcher._process = None  # so that it is not killed, but only sees the socket's end
+            launcher.close()
+            await gone(pid)
+
+    run(main())
+
+
 def test_a_launcher_that_hangs_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "PATIENCE", 0.3)
 

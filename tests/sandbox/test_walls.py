@@ -203,6 +203,12 @@ def test_another_jobs_processes_are_not_there() -> None:
     run(main())
 
 
+def test_standard_input_cannot_be_filled() -> None:
+    ran = job("echo more >> /dev/stdin; cat", stdin=b"once\n")
+    assert ran.stdout == b"once\n"
+    assert b"echo" in ran.stderr  # an error
+
+
 def test_only_the_standard_streams_are_open() -> None:
     code = "import os\nfor fd in range(300):\n try: os.fstat(fd); print(fd)\n except OSError: pass"
     assert lines(code, PYTHON) == ["0", "1", "2"]
@@ -296,7 +302,9 @@ print(*(name for _, name in socket.if_nameindex()))
 def test_users_do_not_share_a_network_and_ones_own_jobs_find_their_ports_free() -> None:
     serve = """
 import socket
-server = socket.create_server(("127.0.0.1", 7777))
+server = socket.socket()
+server.bind(("127.0.0.1", 7777))
+server.listen()
 abstract = socket.socket(socket.AF_UNIX)
 abstract.bind("\\0meet")
 print("up", flush=True)
@@ -380,6 +388,23 @@ ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page))
 """
     )
     assert job(code, PYTHON).exit.signal == signal.SIGSYS
+
+
+@pytest.mark.parametrize("kind", ["user", "pid", "mnt", "ipc", "uts", "cgroup", "net"])
+def test_each_namespace_is_another(kind: str) -> None:
+    async def main() -> tuple[str, str, str]:
+        async with sandbox() as made:
+            script = f"readlink /proc/self/ns/{kind}; exec sleep 1000".encode()
+            jobs = [await (await made.prepare(user)).start(Command("/bin/sh", script)) for user in (1, 2)]
+            for process in jobs:
+                process.go()
+            first, second = [(await read_line(process.stdout)).decode().strip() for process in jobs]
+            for process in jobs:
+                process.kill()
+                await finish(process)
+            return os.readlink(f"/proc/self/ns/{kind}"), first, second
+
+    assert len(set(run(main()))) == 3
 
 
 def test_masked_kernel_information() -> None:
