@@ -1,0 +1,1 @@
+"""The same work for other queues: modules that their worker processes import."""

@@ -1,0 +1,20 @@
+"""The scenarios, in the order in which they are run."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from benchmarks.bench import Bench
+from benchmarks.results import Row
+from benchmarks.scenarios import batch, end_to_end, follow, history, idle, latency, peers, submit
+
+SCENARIOS: dict[str, Callable[[Bench], Awaitable[list[Row]]]] = {
+    "idle": idle.run,  # first, while nothing has run yet
+    "end_to_end": end_to_end.run,
+    "submit": submit.run,
+    "batch": batch.run,
+    "latency": latency.run,
+    "follow": follow.run,
+    "history": history.run,
+    "peers": peers.run,
+}
