@@ -105,14 +105,20 @@ class Launcher:
         elif message[:1] == TERMINATE:
             for other, pid in self._jobs.values():
                 if other == number:
-                    os.killpg(pid, kernel.SIGTERM)
+                    try:
+                        os.killpg(pid, kernel.SIGTERM)
+                    except OSError:
+                        pass  # it ends just now
         return True
 
     def _start(self, number: int, descriptors: list[int]) -> None:
         try:
+            if len(descriptors) != 5:
+                raise OSError("too many files are open in the launcher")
             pid, pidfd = kernel.clone(job.NAMESPACES)
         except OSError as error:
-            os.write(descriptors[0], FAILED + str(error).encode())
+            if descriptors:
+                os.write(descriptors[0], FAILED + str(error).encode())
             self._control.send(ENDED + ENDED_BODY.pack(number, 0.0, 0))
         else:
             if not pid:

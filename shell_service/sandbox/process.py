@@ -149,7 +149,13 @@ class Launcher:
         if self._control is None:
             if self._connection is None or self._connection.done():
                 self._connection = asyncio.create_task(self._spawn())
-            await asyncio.shield(self._connection)
+            connection = self._connection
+            try:
+                await asyncio.shield(connection)
+            except asyncio.CancelledError:
+                if connection.cancelled():
+                    raise SandboxError(UNAVAILABLE, "the sandbox was closed meanwhile") from None
+                raise
         self._rest()
 
     async def start(self, command: Command) -> Process:
@@ -194,7 +200,7 @@ class Launcher:
             finally:
                 loop.remove_reader(ours.fileno())
             message, descriptors, _, _ = socket.recv_fds(ours, MAX_MESSAGE, 1)
-            if message[:1] != HELD:
+            if message[:1] != HELD or not descriptors:
                 raise SandboxError(UNAVAILABLE, message[1:].decode(errors="replace") or "the launcher has died")
             process = Process(self, number, ours, descriptors[0], message[1:], (stdout[0], stderr[0]))
             kept.pop_all()
@@ -225,6 +231,8 @@ class Launcher:
         """Ends the launcher process, and with it whatever it runs."""
         if self._idle is not None:
             self._idle.cancel()
+        if self._connection is not None:
+            self._connection.cancel()
         if self._control is not None:
             self._lost(self._control)
 
@@ -291,7 +299,7 @@ def kill_leftover(pid: int, start_time: int) -> bool:
     """For a restarted runner: SIGKILL to the init of a job, if it is still that very process. True if so."""
     try:
         pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
+    except OSError:  # no such process, or only a thread
         return False
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:

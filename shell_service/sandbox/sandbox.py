@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pwd
 from collections import OrderedDict
 from pathlib import Path
 
@@ -37,9 +38,10 @@ echo end
 
 
 class Sandbox:
-    """Makes sandboxes for the jobs of one runner process."""
+    """Makes sandboxes for the jobs of one runner process, and in the thread of its event loop."""
 
     def __init__(self, options: settings.Sandbox, run_dir: Path) -> None:
+        del run_dir  # everything of a sandbox is in memory and ends with it
         self._options = options
         self._launchers: OrderedDict[int, Launcher] = OrderedDict()
         self._filter: int | None = None
@@ -63,6 +65,10 @@ class Sandbox:
 
     async def self_test(self) -> str | None:
         """None if sandboxes can be made here and their walls stand, else a sentence for the operator."""
+        if os.geteuid() == 0:
+            for user in pwd.getpwall():
+                if user.pw_uid >= self._options.uid_base:
+                    return f"sandbox.uid_base must be above the uids of this machine's users: {user.pw_name} is one."
         try:
             launcher = await self.prepare(0)
             process = await launcher.start(Command("/bin/sh", TEST))

@@ -155,6 +155,15 @@ def test_the_self_test_passes() -> None:
     assert run(main()) is None
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's jobs have no uid of their own")
+def test_the_self_test_sees_uids_that_are_taken() -> None:
+    async def main() -> str | None:
+        async with sandbox(uid_base=1) as made:
+            return await made.self_test()
+
+    assert "uid_base" in (run(main()) or "")
+
+
 def test_the_self_test_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> str | None:
         async with sandbox() as made:
