@@ -71,8 +71,7 @@ def run(walls: Walls, descriptors: list[int]) -> NoReturn:
                 os.dup2(descriptors[1 + number], number)
             _lock(walls)
             channel.sendmsg([held], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, INT.pack(os.pidfd_open(1)))])
-            os.closerange(3, channel.fileno())
-            os.closerange(channel.fileno() + 1, 1 << 20)
+            kernel.close_all_but(channel.fileno())
         except Exception as error:
             channel.send(FAILED + str(error).encode()[: MAX_MESSAGE - 1])
             os._exit(1)

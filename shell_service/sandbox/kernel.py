@@ -25,7 +25,7 @@ _PR_SET_NAME, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, _PR_CAPBSET_DROP = 15, 22, 
 
 _X86_64 = os.uname().machine == "x86_64"
 _CLONE, _PIVOT_ROOT, _CAPSET = (56, 155, 126) if _X86_64 else (220, 41, 91)  # else the numbers of all newer machines
-_MOUNT_SETATTR = 442
+_CLOSE_RANGE, _MOUNT_SETATTR = 436, 442
 
 _CAPABILITIES = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, of this process
 _NO_CAPABILITIES = (ctypes.c_uint32 * 6)()
@@ -79,6 +79,14 @@ def change_root(path: bytes) -> None:
 
 def prctl(option: int, value: int) -> None:
     _check(_libc.prctl(option, ctypes.c_ulong(value), _long(0), _long(0), _long(0)), f"prctl {option}")
+
+
+def close_all_but(fd: int) -> None:
+    """Closes every descriptor above the standard streams, but not this one."""
+    # os.closerange() would do it one by one where Python was built for an old C library.
+    for first, last in ((3, fd - 1), (fd + 1, 0x7FFFFFFF)):
+        if first <= last:
+            _check(_libc.syscall(_long(_CLOSE_RANGE), first, last, 0), "close_range")
 
 
 def ignore_interrupts() -> None:
