@@ -87,14 +87,14 @@ MARK = "SHELL_SERVICE_DATA_DIR"
 def stop_seconds(settings: Settings) -> float:
     """The longest that an orderly stop of everything may take: the services' own limits, one after the other."""
     app = _app_stop_seconds(settings)
-    return 2 * app + _runner_stop_seconds(settings) + 15 + 5 + 30 + 60
+    return 2 * app + runner_stop_seconds(settings) + 15 + 5 + 30 + 60
 
 
 def _app_stop_seconds(settings: Settings) -> int:
     return int(settings.server.drain_seconds) + 5
 
 
-def _runner_stop_seconds(settings: Settings) -> int:
+def runner_stop_seconds(settings: Settings) -> int:
     """Draining, then ending what is left the gentle way, then reporting it."""
     return int(settings.runner.drain_seconds + settings.jobs.kill_grace) + 10
 
@@ -125,7 +125,7 @@ def _context(settings: Settings, overlay: Path | None) -> dict[str, Any]:
         "envelope": envelope,
         "open_files": files,
         "app_stop_seconds": _app_stop_seconds(settings),
-        "runner_stop_seconds": _runner_stop_seconds(settings),
+        "runner_stop_seconds": runner_stop_seconds(settings),
         "worker_account": _web_account() if os.geteuid() == 0 else "",
         "nginx_processes": max(1, (os.cpu_count() or 1) // 2),
         "nginx_files": nginx_files,

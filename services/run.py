@@ -82,12 +82,13 @@ def alone(settings: Settings) -> Iterator[None]:
 
 
 def end_leftovers(settings: Settings) -> int:
-    """End what a start that was killed left behind; returns how many processes that were."""
+    """End what a start that was killed left behind, the database last; returns how many processes that were."""
     found = processes.marked(f"{layout.MARK}={settings.data_dir}")
     # These overwrite their environment; but no other program of that name works in a folder of ours.
     found += processes.in_folders({"nginx": settings.run_dir, "postgres": settings.postgres_dir})
-    unique = {process.pid: process for process in found}
-    processes.end(unique.values(), layout.stop_seconds(settings), {"postgres": signal.SIGINT})
+    unique = {process.pid: process for process in found}.values()
+    processes.end([process for process in unique if process.name != "postgres"], layout.runner_stop_seconds(settings))
+    processes.end([process for process in unique if process.name == "postgres"], 60, {"postgres": signal.SIGINT})
     return len(unique)
 
 
@@ -107,8 +108,8 @@ def start_supervisord(configuration: Path, settings: Settings) -> subprocess.Pop
 
     Should we be killed, the kernel tells it to stop.
     """
-    output = open(settings.log_dir / "supervisord.out", "ab")  # noqa: SIM115 - handed to the child
-    with output:
+    descriptor = os.open(settings.log_dir / "supervisord.out", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "wb") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "supervisor.supervisord", "-n", "-s", "-c", str(configuration)],
             env=layout.clean_environment(settings),
@@ -117,6 +118,7 @@ def start_supervisord(configuration: Path, settings: Settings) -> subprocess.Pop
             stdout=output,
             stderr=output,
             start_new_session=True,
+            umask=0o077,  # supervisord's own setting counts only when it is a daemon
             preexec_fn=_stop_with_parent,
         )
 
@@ -270,8 +272,7 @@ def _stop(supervisord: subprocess.Popen[bytes], settings: Settings) -> None:
         except subprocess.TimeoutExpired:
             supervisord.kill()
             supervisord.wait()
-    if supervisord.returncode != 0:
-        end_leftovers(settings)
+    end_leftovers(settings)  # a program that had to be killed may have children
 
 
 def stop(settings: Settings, say: Callable[[str], None]) -> bool:

@@ -1,0 +1,271 @@
+"""Starting, stopping, and being killed: the service as a whole, started by the verb that people use."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from baselayer import processes
+from baselayer.supervision import SupervisorError
+from services import layout
+from shell_service.settings import ROOT
+from tests.stack import Stack, eventually, free_port, write_config
+
+QUICK = {"runner": {"drain_seconds": 1}, "jobs": {"kill_grace": 1}, "server": {"processes": 1, "drain_seconds": 1}}
+
+
+def manage(config: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "services.manage", "--config", str(config), *words],
+        cwd=ROOT, text=True, capture_output=True, timeout=120, stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+
+
+def left_of(stack: Stack) -> list[processes.Process]:
+    """Every process of the service that is still there."""
+    folders = {"nginx": stack.settings.run_dir, "postgres": stack.settings.postgres_dir}
+    return processes.marked(f"{layout.MARK}={stack.settings.data_dir}") + processes.in_folders(folders)
+
+
+@pytest.fixture
+def own() -> Iterator[Stack]:
+    """A running service that a test may stop and kill as it likes."""
+    with Stack(**QUICK) as running:
+        yield running
+
+
+def test_says_five_lines_and_no_secret(stack: Stack) -> None:
+    lines = stack.printed.read_text().splitlines()
+    assert len(lines) == 5
+    assert lines[0] == f"Shell Service answers at http://localhost:{stack.settings.server.port}"
+    assert str(stack.settings.tokens_file) in lines[1]
+    assert lines[2].split() == ["docs", f"http://localhost:{stack.settings.server.port}/"]
+    assert f"make log CONFIG={stack.config}" in lines[3]
+    assert "Ctrl-C" in lines[4]
+    printed = stack.printed.read_text() + "".join(path.read_text() for path in stack.settings.log_dir.iterdir())
+    assert stack.admin_token not in printed
+    assert stack.settings.cluster.password_file.read_text().strip() not in printed
+
+
+def test_everything_private_is(stack: Stack) -> None:
+    assert stat.S_IMODE(stack.settings.tokens_file.stat().st_mode) == 0o600
+    for folder in (stack.settings.log_dir, stack.settings.secrets_dir, stack.settings.postgres_dir):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700, folder
+    for path in (stack.settings.run_dir / "nginx.conf", stack.settings.run_dir / "supervisord.conf"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    for path in stack.settings.socket_dir.glob("*.sock"):
+        assert not path.stat().st_mode & stat.S_IRWXO, path
+    for path in stack.settings.log_dir.iterdir():
+        assert not path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO), path
+
+
+def test_services_see_nothing_of_the_operators_environment(stack: Stack) -> None:
+    for name in ("app_00", "runner_00", "scheduler", "status"):
+        words = Path(f"/proc/{stack.pids()[name]}/environ").read_bytes().decode().split("\0")
+        names = {word.partition("=")[0] for word in words if word}
+        assert names <= {
+            *layout.clean_environment(stack.settings),
+            *("SUPERVISOR_ENABLED", "SUPERVISOR_SERVER_URL", "SUPERVISOR_PROCESS_NAME", "SUPERVISOR_GROUP_NAME"),
+            "PROMETHEUS_MULTIPROC_DIR",
+        }, name
+
+
+def test_only_nginx_listens_and_only_where_it_is_told(stack: Stack) -> None:
+    ours = {process.pid for process in left_of(stack)}
+    descriptors: set[str] = set()
+    for pid in ours:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                descriptors.add(os.readlink(link))
+            except OSError:
+                continue  # closed meanwhile
+    listening = [
+        line.split()[1]
+        for table in ("/proc/net/tcp", "/proc/net/tcp6")
+        for line in Path(table).read_text().splitlines()[1:]
+        if line.split()[3] == "0A" and f"socket:[{line.split()[9]}]" in descriptors
+    ]
+    assert listening == [f"0100007F:{stack.settings.server.port:04X}"]
+
+
+def test_a_second_start_on_the_same_data_is_refused(stack: Stack) -> None:
+    second = manage(stack.config, "run")
+    assert second.returncode == 1
+    assert "a service already runs on" in second.stderr
+    assert "make stop" in second.stderr
+    assert stack.client().get("/api/user").status_code == 200
+
+
+def test_two_services_run_side_by_side(stack: Stack, own: Stack) -> None:
+    assert stack.client().get("/api/user").status_code == 200
+    assert own.client().get("/api/user").status_code == 200
+    assert own.client(stack.admin_token).get("/api/user").status_code == 401
+
+
+def test_the_verbs_that_look(stack: Stack) -> None:
+    shown = manage(stack.config, "status").stdout
+    for word in ("postgres", "app_00", "runner_00", "database: up", "queue:"):
+        assert word in shown
+    done = subprocess.run(
+        [sys.executable, "-m", "services.manage", "--config", str(stack.config), "monitor"],
+        cwd=ROOT, text=True, capture_output=True, input="status\nexit\n", timeout=60, check=False,
+    )  # fmt: skip
+    assert re.search(r"app:app_00 +RUNNING", done.stdout)
+    done = subprocess.run(
+        [sys.executable, "-m", "services.manage", "--config", str(stack.config), "db_shell"],
+        cwd=ROOT, text=True, capture_output=True, input="SELECT count(*) FROM \"user\";\n", timeout=60, check=False,
+    )  # fmt: skip
+    assert "(1 row)" in done.stdout, done.stderr
+
+
+def test_ctrl_c_stops_everything_and_data_stays(own: Stack) -> None:
+    token = own.admin_token
+    assert own.stop(signal.SIGINT) == 0
+    assert left_of(own) == []
+    assert own.printed.read_text().splitlines()[5:] == ["stopping ..."]
+    own.start()
+    assert own.client(token).get("/api/user").json()["data"]["username"] == "admin"
+
+
+def test_the_verb_stop_waits_until_all_is_gone(own: Stack) -> None:
+    stopped = manage(own.config, "stop")
+    assert (stopped.returncode, stopped.stdout.split()[-1]) == (0, "stopped")
+    assert left_of(own) == []
+    assert own.stop() == 0
+    assert "nothing runs here" in manage(own.config, "stop").stdout
+    assert manage(own.config, "status").returncode == 1
+    assert "nothing runs here" in manage(own.config, "monitor").stderr
+
+
+def test_work_on_the_database_while_nothing_runs(own: Stack) -> None:
+    own.stop()
+    assert manage(own.config, "db_migrate").returncode == 0
+    made = manage(own.config, "load_demo_data")
+    assert made.returncode == 0, made.stderr
+    assert "DEMO_ALICE" in own.settings.tokens_file.read_text()
+    asked = manage(own.config, "db_clear")
+    assert own.settings.postgres_dir.exists(), "without a yes nothing is deleted"
+    assert asked.returncode != 0
+    assert manage(own.config, "db_clear", "--yes").returncode == 0
+    assert not own.settings.postgres_dir.exists()
+    assert not own.settings.tokens_file.exists()
+    assert manage(own.config, "db_init").returncode == 0
+    own.start()
+    assert own.client().get("/api/user").status_code == 200
+
+
+def test_the_database_is_not_cleared_under_a_running_service(stack: Stack) -> None:
+    refused = manage(stack.config, "db_clear", "--yes")
+    assert (refused.returncode, "a service already runs" in refused.stderr) == (1, True)
+    assert stack.client().get("/api/user").status_code == 200
+
+
+@pytest.mark.parametrize("program", ["app_00", "status", "scheduler", "runner_00", "postgres", "nginx"])
+def test_a_killed_program_comes_back(own: Stack, program: str) -> None:
+    pid = own.kill(program)
+    own.wait_for(program, other_than=pid)
+    eventually(lambda: _answers(own), 30)
+
+
+def _answers(stack: Stack) -> bool:
+    try:
+        with stack.client() as client:
+            return client.get("/api/user").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_a_killed_supervisor_is_noticed_and_its_programs_are_ended(own: Stack) -> None:
+    process = own._process
+    assert process is not None
+    os.kill(own.supervisor.call("supervisor.getPID"), signal.SIGKILL)
+    assert process.wait(60) == 1
+    assert "supervisord ended by itself" in own.printed.read_text()
+    assert left_of(own) == []
+    own.start()
+    assert _answers(own)
+
+
+def test_when_the_process_in_front_is_killed_the_rest_stops(own: Stack) -> None:
+    os.kill(own.pid, signal.SIGKILL)
+    eventually(lambda: left_of(own) == [], 60)
+    own.start()
+    assert _answers(own)
+
+
+def test_what_a_killed_supervisor_left_is_ended_by_the_next_start(own: Stack) -> None:
+    before = own.pids()
+    os.kill(own.pid, signal.SIGSTOP)  # so that it cannot clean up
+    os.kill(own.supervisor.call("supervisor.getPID"), signal.SIGKILL)
+    os.kill(own.pid, signal.SIGKILL)
+    own.stop()
+    assert {process.pid for process in left_of(own)} & set(before.values())
+    with pytest.raises(SupervisorError):
+        own.supervisor.programs()
+    own.start()
+    assert "processes that an earlier start had left" in own.printed.read_text()
+    assert not {process.pid for process in left_of(own)} & set(before.values())
+    assert _answers(own)
+
+
+def test_a_port_in_use_is_said_at_once(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        write_config(tmp_path / "config.yaml", tmp_path / "data", server={"port": port})
+        refused = manage(tmp_path / "config.yaml", "run")
+    assert (refused.returncode, f"cannot listen on 127.0.0.1:{port}" in refused.stderr) == (1, True)
+
+
+def test_a_mistake_in_the_configuration_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("server: {prot: 1}\n")
+    refused = manage(tmp_path / "config.yaml", "run")
+    assert refused.returncode == 1
+    assert refused.stderr.count("\n") == 1
+    assert "did you mean server.port?" in refused.stderr
+
+
+def test_what_does_not_start_shows_the_end_of_its_log() -> None:
+    stack = Stack(**QUICK)
+    try:
+        layout.prepare_folders(stack.settings)
+        stack.settings.cluster.create()
+        (stack.settings.postgres_dir / "PG_VERSION").write_text("9\n")
+        stack.start(wait=False)
+        assert stack._process is not None
+        assert stack._process.wait(60) == 1
+        assert "postgres did not start" in stack.printed.read_text()
+        assert "PostgreSQL version 9" in stack.printed.read_text()
+        assert left_of(stack) == []
+    finally:
+        stack.remove()
+
+
+def test_with_tls(tmp_path: Path) -> None:
+    settings = write_config(tmp_path / "config.yaml", tmp_path / "data")
+    made = manage(tmp_path / "config.yaml", "tls_self_signed")
+    assert made.returncode == 0, made.stderr
+    certificate, key = settings.data_dir / "tls" / "certificate.pem", settings.data_dir / "tls" / "key.pem"
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    server = {**QUICK["server"], "tls": {"certificate": str(certificate), "key": str(key)}}
+    with Stack(**{**QUICK, "server": server}) as stack:
+        assert "Shell Service answers at https://localhost:" in stack.printed.read_text()
+        with stack.client() as client:
+            assert client.get("/api/user").status_code == 200
+        with stack.client(base_url=stack.base_url.replace("https", "http")) as client:
+            plain = client.get("/api/user")
+        assert (plain.status_code, plain.json()["data"]["code"]) == (400, "plain_http")
+
+
+def test_free_ports_are_free() -> None:
+    with socket.create_server(("127.0.0.1", free_port())):
+        pass
