@@ -69,7 +69,9 @@ def test_a_body_that_is_announced_as_too_large_is_refused_unread(stack: Stack) -
 
 def test_a_body_that_turns_out_too_large_is_refused(stack: Stack) -> None:
     head = b"POST /api/jobs HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
-    status, _, body = exchange(stack, head + b"10000\r\n" + b"x" * 0x10000 + b"\r\n10000\r\n" + b"x" * 0x10000 + b"\r\n")
+    status, _, body = exchange(
+        stack, head + b"10000\r\n" + b"x" * 0x10000 + b"\r\n10000\r\n" + b"x" * 0x10000 + b"\r\n"
+    )
     assert (status, error_of(body)["data"]["code"]) == (413, "too_large")
 
 
@@ -104,7 +106,10 @@ def test_the_log_holds_neither_tokens_nor_control_characters(stack: Stack) -> No
     marker = uuid.uuid4().hex
     target = f"/api/{marker}/%1b%5b2J%0aforged?token={stack.admin_token}".encode()
     token = stack.admin_token.encode()
-    exchange(stack, b"GET " + target + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAuthorization: token " + token + b"\r\n\r\n")
+    exchange(
+        stack,
+        b"GET " + target + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAuthorization: token " + token + b"\r\n\r\n",
+    )
     eventually(lambda: marker in stack.log("nginx"))
     for log in stack.settings.log_dir.iterdir():
         text = log.read_text()
