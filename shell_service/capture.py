@@ -10,6 +10,7 @@ from collections.abc import Callable
 logger = logging.getLogger(__name__)
 
 _READ = 256 * 1024  # bytes taken at once: bounds the memory of a job that floods
+_LAST_READS = 8  # more than a pipe holds
 
 
 class Capture:
@@ -26,15 +27,17 @@ class Capture:
         self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().add_reader(pipe, self._on_readable)
 
-    def _on_readable(self) -> None:
+    def _on_readable(self) -> bool:
+        """Take what is there, up to `_READ` bytes; whether there may be more."""
         try:
             data = os.read(self._pipe, _READ)
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         if data:
             self._keep(data)
         else:
             self.close()
+        return bool(data)
 
     def _keep(self, data: bytes) -> None:
         room = self._most - self.size
@@ -63,6 +66,10 @@ class Capture:
             async with asyncio.timeout(seconds):
                 await asyncio.shield(self._closed)
         except TimeoutError:
+            for _ in range(_LAST_READS):
+                if not self._on_readable():
+                    break
+            self.truncated = self.truncated or not self._closed.done()
             self.close()
 
     def close(self) -> None:

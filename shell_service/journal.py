@@ -8,6 +8,7 @@ of the whole host no process is left to settle with, and the database counts.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import uuid
 from dataclasses import asdict, dataclass
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from shell_service.queue import Result
+
+logger = logging.getLogger(__name__)
 
 _COMPACT_BYTES = 1 << 20
 
@@ -61,7 +64,13 @@ class Journal:
         self._write({"fence": fence, "job_id": job_id.hex, "pid": pid, "start_time": start_time})
 
     def end(self, result: Result) -> None:
-        """An attempt has ended so."""
+        """An attempt has ended so. Where that cannot be written, the result is still as good as ever."""
+        try:
+            self._note_end(result)
+        except OSError as error:
+            logger.error("cannot note the end of job %s: %s", result.job_id.hex, error)
+
+    def _note_end(self, result: Result) -> None:
         self._write({"fence": result.fence, "result": {**asdict(result), "job_id": result.job_id.hex}})
 
     def settled(self, fence: int) -> None:

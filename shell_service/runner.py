@@ -74,11 +74,22 @@ class Runner:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run jobs until `stop` is set, then drain."""
-        await self._settle_predecessor()
-        self._problem = await self._sandbox.self_test()
-        if self._problem:
-            logger.error("no jobs are taken: %s", self._problem)
-        await self._persist(self._register)
+        entering = asyncio.create_task(self._enter())
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({entering, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if entering.done():
+            entering.result()
+            await self._work(stop)
+        entering.cancel()
+        await self._sandbox.close()
+        try:
+            if self._id:
+                await self._database.run(queue.leave, self._id, self._incarnation)
+        except Unavailable:
+            logger.warning("left without a word: the database is away")
+        self._journal.close()
+
+    async def _work(self, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
             beating = group.create_task(self._beat_forever())
             others = [
@@ -92,14 +103,16 @@ class Runner:
                 task.cancel()
             await self._drain()
             beating.cancel()
-        await self._sandbox.close()
-        try:
-            await self._database.run(queue.leave, self._id, self._incarnation)
-        except Unavailable:
-            logger.warning("left without a word: the database is away")
-        self._journal.close()
 
     # -- beginnings ------------------------------------------------------------------------------------------------
+
+    async def _enter(self) -> None:
+        """Settle what was left, and be known; takes as long as the database is away."""
+        await self._settle_predecessor()
+        self._problem = await self._sandbox.self_test()
+        if self._problem:
+            logger.error("no jobs are taken: %s", self._problem)
+        await self._persist(self._register)
 
     async def _register(self) -> None:
         slots = self._settings.runner.slots
@@ -115,7 +128,8 @@ class Runner:
                 logger.warning("job %s was still running: killed", item.job_id.hex)
         await self._persist(self._register)  # from here on the predecessor can claim nothing
         rows = await self._persist(lambda: self._database.run(queue.running_of, self._id))
-        results = [item.result for item in leftovers.values() if item.result]
+        # NODE_FAIL is what the predecessor did to a script as it drained: lost like the others, and maybe requeued.
+        results = [item.result for item in leftovers.values() if item.result and item.result.status != "NODE_FAIL"]
         if results:
             await self._persist(lambda: self._database.run(queue.finish, results))
         known = {item.fence for item in results}
@@ -166,11 +180,12 @@ class Runner:
                 pass
 
     async def _claim(self, count: int) -> int:
+        incarnation = self._incarnation
         try:
             claims = await self._database.ask(
                 queue.claim,
                 self._id,
-                self._incarnation,
+                incarnation,
                 count,
                 self._cursor,
                 self._settings.users.max_running,
@@ -180,7 +195,7 @@ class Runner:
         except sqlalchemy.exc.DBAPIError as error:
             if getattr(error.orig, "pgcode", None) != "SH001":
                 raise
-            await self._fenced()
+            await self._fenced(incarnation)
             return 0
         self._failpoints.reach("runner.claimed")
         for claim in claims:
@@ -249,13 +264,14 @@ class Runner:
     async def _beat_forever(self) -> None:
         while True:
             await asyncio.sleep(self._settings.runner.heartbeat_seconds)
+            incarnation = self._incarnation
             try:
                 state = "draining" if self._draining else "live"
-                alive = await self._database.run(queue.beat, self._id, self._incarnation, self._problem, state)
+                alive = await self._database.run(queue.beat, self._id, incarnation, self._problem, state)
                 if alive:
                     await self._reconcile()
                 else:
-                    await self._fenced()
+                    await self._fenced(incarnation)
             except Unavailable:
                 continue
 
@@ -277,8 +293,10 @@ class Runner:
             await self._lose(stay, "the runner lost track of the script; how it ended is not known")
         self._strangers = strangers
 
-    async def _fenced(self) -> None:
-        """We were declared gone, and our jobs settled by others: end them, and begin anew."""
+    async def _fenced(self, incarnation: uuid.UUID) -> None:
+        """As this `incarnation` we were declared gone, and our jobs settled by others: end them, and begin anew."""
+        if incarnation != self._incarnation:
+            return  # a claim and a heartbeat learn of it at the same time
         logger.error("declared gone: ending %d jobs", len(self._attempts))
         for attempt in list(self._attempts.values()):
             attempt.kill("NODE_FAIL")

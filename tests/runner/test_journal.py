@@ -99,3 +99,12 @@ def test_a_crash_while_compacting_leaves_the_old(tmp_path: Path) -> None:
     ours.begin(JOB, 1, 101, 5)
     (tmp_path / "journal.new").write_text('{"fence": 2, "job')
     assert list(reopened(tmp_path / "journal")) == [1]
+
+
+def test_a_result_that_cannot_be_noted_is_no_error(tmp_path: Path) -> None:
+    ours = Journal(tmp_path / "journal")
+    ours.begin(JOB, 1, 101, 5)
+    ours.close()  # as when the disk is full: nothing can be written any more
+    with pytest.raises(OSError):
+        ours.begin(JOB, 2, 102, 5)  # whereas a script that cannot be noted does not begin
+    ours.end(result(1))
