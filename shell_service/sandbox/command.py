@@ -56,5 +56,5 @@ class Exit:
     signal: int | None
     #: Of all the job's processes, user and system time.
     cpu_seconds: float
-    #: Of the largest of them. Never below the launcher's own size, some 10 MiB (the kernel counts from before exec).
+    #: Of the largest of them. Never below the launcher's own size, some 8 MiB: the kernel counts from before exec.
     max_rss_bytes: int

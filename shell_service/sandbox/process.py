@@ -82,7 +82,7 @@ class Process:
             self._sock.send(GO)
 
     def terminate(self) -> None:
-        """SIGTERM to the job's process group."""
+        """SIGTERM to the job's process group. One that has not got the word to `go` takes no notice: `kill` it."""
         if not self._exit.done():
             self._launcher.terminate(self._number)
 
