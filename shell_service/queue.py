@@ -410,8 +410,8 @@ _FINISH = text(
       SELECT job_id, user_id, ord, clock_timestamp() + make_interval(secs => retry_in), attempt
       FROM gone WHERE retry_in IS NOT NULL),
     told AS (
-      UPDATE job j SET attempt = g.attempt, modified = clock_timestamp(),
-        finished_at = CASE WHEN g.retry_in IS NULL THEN clock_timestamp() END,
+      UPDATE job j SET attempt = g.attempt, modified = statement_timestamp(),
+        finished_at = CASE WHEN g.retry_in IS NULL THEN statement_timestamp() END,
         started_at = CASE WHEN g.retry_in IS NULL THEN g.started_at END,
         cancelled_by = CASE WHEN e.status = 'CANCELLED' THEN g.cancelled_by END,
         reason = CASE WHEN g.retry_in IS NOT NULL THEN NULL
@@ -455,7 +455,7 @@ def release(session: Session, attempts: Sequence[Fenced]) -> list[bool]:
               SELECT job_id, user_id, ord, attempt - 1 FROM gone WHERE cancel_requested_at IS NULL),
             ended AS (
               UPDATE job j SET status = 'CANCELLED', reason = 'cancelled by ' || g.cancelled_by,
-                cancelled_by = g.cancelled_by, finished_at = clock_timestamp(), modified = clock_timestamp()
+                cancelled_by = g.cancelled_by, finished_at = statement_timestamp(), modified = statement_timestamp()
               FROM gone g WHERE j.id = g.job_id AND g.cancel_requested_at IS NOT NULL AND j.status IS NULL)
             SELECT job_id, cancel_requested_at IS NOT NULL AS cancelled FROM gone
             """
@@ -482,7 +482,7 @@ def cancel(session: Session, job_ids: Sequence[uuid.UUID], by: str) -> None:
                 later AS (
                   DELETE FROM deferred_job WHERE job_id = ANY(CAST(:ids AS uuid[])) RETURNING job_id)
                 UPDATE job j SET status = 'CANCELLED', reason = 'cancelled by ' || :by, cancelled_by = :by,
-                  finished_at = clock_timestamp(), modified = clock_timestamp()
+                  finished_at = statement_timestamp(), modified = statement_timestamp()
                 FROM (SELECT job_id FROM waiting UNION ALL SELECT job_id FROM later) AS w
                 WHERE j.id = w.job_id AND j.status IS NULL RETURNING j.id
                 """
