@@ -67,4 +67,4 @@ def _table(knobs: list[Knob]) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    return text.replace("|", "\\|").replace("<", "&lt;")

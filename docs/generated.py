@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +28,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Register with Sphinx. ``service_config`` names a file that is laid over config.yaml."""
     app.add_config_value("service_config", "", "env")
     app.connect("source-read", _fill)
-    app.connect("build-finished", _write_document)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -114,10 +112,3 @@ GENERATORS: dict[str, Callable[..., str]] = {
     "image": _image,
     "changes": _changes,
 }
-
-
-def _write_document(app: Sphinx, exception: Exception | None) -> None:
-    """The API document beside the pages, for reading without a running service."""
-    if exception is None:
-        content = json.dumps(_document(app.config.service_config), indent=1, ensure_ascii=False)
-        (Path(app.outdir) / "openapi.json").write_text(content)

@@ -82,18 +82,18 @@ def _errors(document: Json, responses: Json) -> str:
 
 def _samples(operation: Json) -> str:
     """Tabs that need no script: of two radio buttons the chosen one shows what stands beside it."""
-    parts = ['<div class="tabs">']
+    name, parts = operation["operationId"], []
+    before = '<div class="tabs">'  # a line that begins with a block's tag begins raw HTML
     for number, sample in enumerate(operation["x-codeSamples"]):
-        name = operation["operationId"]
         chosen = "" if number else " checked"
         language = {"Shell": "sh", "Python": "python"}[sample["lang"]]
         parts += [
-            f'<input type="radio" name="{name}" id="{name}-{number}"{chosen}>'
+            f'{before}<input type="radio" name="{name}" id="{name}-{number}"{chosen}>'
             f'<label for="{name}-{number}">{sample["label"]}</label><div class="tab">',
             f"```{language}\n{sample['source'].rstrip()}\n```",
-            "</div>",
         ]
-    return "\n\n".join([*parts, "</div>"])
+        before = "</div>"
+    return "\n\n".join([*parts, "</div></div>"])
 
 
 def _folded(title: str, content: str) -> str:

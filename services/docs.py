@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -10,11 +11,25 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from shell_service import __version__
 from shell_service.settings import ROOT, Settings
 
 SOURCE = ROOT / "docs"
-_STAMP = ".version"
+# What pages are made from, beside their sources.
+_CODE = (
+    "CHANGELOG.md",
+    "Makefile",
+    "config.yaml.defaults",
+    "baselayer/code_samples.py",
+    "baselayer/errors.py",
+    "baselayer/fields.py",
+    "baselayer/openapi.py",
+    "shell_service/__init__.py",
+    "shell_service/document.py",
+    "shell_service/handlers/*.py",
+    "shell_service/schemas.py",
+    "shell_service/scopes.py",
+)
+_STAMP = ".stamp"
 _BUILD_SECONDS = 300
 
 
@@ -23,15 +38,33 @@ class DocsError(Exception):
 
 
 def is_current(settings: Settings) -> bool:
-    """Whether the site is there and of this version."""
+    """Whether the site is there, and made from what its sources are now."""
     try:
-        return (settings.site_dir / _STAMP).read_text() == __version__
+        return (settings.site_dir / _STAMP).read_text() == fingerprint(settings)
     except OSError:
         return False
 
 
-def build(settings: Settings, say: Callable[[str], None]) -> None:
-    """Build the site and put it in place, file by file, while it may be served. Raises `DocsError`."""
+def mark_current(settings: Settings) -> None:
+    """Say that the site is there, and made from what its sources are now."""
+    (settings.site_dir / _STAMP).write_text(fingerprint(settings))
+
+
+def fingerprint(settings: Settings) -> str:
+    """A hash of everything that the site is made from. Takes a few milliseconds."""
+    digest = hashlib.sha256(f"{settings.base_url} {settings.jobs}".encode())
+    sources = [path for path in SOURCE.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    for path in sorted([*sources, *(path for pattern in _CODE for path in ROOT.glob(pattern))]):
+        digest.update(f"{path.relative_to(ROOT)}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def build(settings: Settings, overlay: Path | None, say: Callable[[str], None]) -> None:
+    """Build the site and put it in place, file by file, while it may be served. Raises `DocsError`.
+
+    `overlay` is the configuration file that was named, if one was: pages show the address and the limits of it.
+    """
     if not (SOURCE / "conf.py").exists():
         raise DocsError(f"there is no {SOURCE.name}/conf.py to build the documentation from")
     say("[check] building the documentation site")
@@ -48,6 +81,8 @@ def build(settings: Settings, say: Callable[[str], None]) -> None:
             "-T",
             "-d",
             f"{scratch}/trees",
+            "-D",
+            f"service_config={overlay or ''}",
             str(SOURCE),
             str(site),
         ]
@@ -58,13 +93,13 @@ def build(settings: Settings, say: Callable[[str], None]) -> None:
         if done.returncode != 0:
             raise DocsError(f"the documentation cannot be built:\n{(done.stdout + done.stderr).strip()[-3000:]}")
         _replace(site, settings.site_dir)
-    (settings.site_dir / _STAMP).write_text(__version__)
+    mark_current(settings)
 
 
 def _replace(new: Path, place: Path) -> None:
     """Make `place` hold what `new` holds. The folder itself stays: the router may have it mounted."""
     wanted = {path.relative_to(new) for path in new.rglob("*")}
-    for path in sorted(wanted):
+    for path in sorted(wanted, key=lambda path: (path.suffix == ".html", path)):  # pages come after what they need
         target = place / path
         if (new / path).is_dir():
             target.mkdir(mode=0o755, exist_ok=True)

@@ -69,7 +69,7 @@ def run(chosen: Chosen) -> None:
     layout.prepare_folders(chosen.settings)
     if not docs.is_current(chosen.settings):
         try:
-            docs.build(chosen.settings, say)
+            docs.build(chosen.settings, chosen.overlay, say)
         except docs.DocsError as error:
             say(f"[check] {error}")  # the service does not depend on it
     running.run(chosen.settings, chosen.overlay, say)
@@ -134,7 +134,7 @@ def doc(chosen: Chosen) -> None:
     from services import docs, layout
 
     layout.prepare_folders(chosen.settings)
-    docs.build(chosen.settings, say)
+    docs.build(chosen.settings, chosen.overlay, say)
     say(f"built: {chosen.settings.base_url}/ while the service runs, {chosen.settings.site_dir}/index.html otherwise")
 
 

@@ -25,7 +25,6 @@ import yaml
 
 from baselayer.supervision import RUNNING, Program, Supervisor
 from services import docs
-from shell_service import __version__
 from shell_service.settings import ROOT, Settings, load
 
 START_SECONDS = 75.0
@@ -162,7 +161,7 @@ class Stack:
         self.settings.site_dir.mkdir(parents=True, exist_ok=True)
         if not docs.is_current(self.settings):  # building the real site is a test of its own
             (self.settings.site_dir / "index.html").write_text("<!doctype html><title>Shell Service</title>")
-            (self.settings.site_dir / ".version").write_text(__version__)
+            docs.mark_current(self.settings)
         with self.printed.open("wb") as output:
             self._process = subprocess.Popen(
                 [self._python, "-m", "services.manage", "--config", str(self.config), "run"],

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg2
 import pytest
 
+from baselayer.postgres import binaries
 from docs.generated import EXAMPLE_URL
 from services import run
 from shell_service import document
 from shell_service.settings import ROOT, load
+from tests.database import Server
 from tests.docs import pages
 from tests.docs.pages import Example
 from tests.stack import Stack, eventually
@@ -111,30 +116,64 @@ def test_examples_of_a_page(path: Path, stack: Stack, tmp_path: Path) -> None:
     check(Reader(stack, tmp_path), path)
 
 
+BACKUP = next(path for path in pages.pages() if path.name in DISRUPTIVE)
+
+
+@contextmanager
+def restored(stack: Stack) -> Iterator[None]:
+    """Around a backup and its restore: jobs are there before, and are what they were afterwards."""
+    with stack.client() as client:
+        waiting = client.post("/api/jobs", json={"code": "date", "delay": 3600}).json()["data"]
+        running = client.post("/api/jobs", json={"code": "sleep 1000"}).json()["data"]
+        eventually(lambda: client.get(f"/api/jobs/{running['id']}").json()["data"]["status"] == "RUNNING")
+        saved = client.post("/api/jobs?wait=20", json={"code": "echo saved"}).json()["data"]
+        assert saved["status"] == "COMPLETED"
+    try:
+        yield
+        with stack.client() as client:
+
+            def status(job: dict[str, Any]) -> str:
+                found: str = client.get(f"/api/jobs/{job['id']}").raise_for_status().json()["data"]["status"]
+                return found
+
+            assert client.get(f"/api/jobs/{saved['id']}").json()["data"] == saved
+            assert client.get(f"/api/jobs/{saved['id']}/stdout").content == b"saved\n"
+            assert status(waiting) == "PENDING"
+            eventually(lambda: status(running) == "NODE_FAIL")
+    finally:
+        run.stop(stack.settings, print)
+
+
 @pytest.mark.timeout(300)
 def test_back_up_and_restore(tmp_path: Path) -> None:
-    (path,) = [path for path in pages.pages() if path.name in DISRUPTIVE]
-    with Stack(runner={"drain_seconds": 1}, tokens_file=str(tmp_path / ".tokens.yaml")) as stack:
-        with stack.client() as client:
-            waiting = client.post("/api/jobs", json={"code": "date", "delay": 3600}).json()["data"]
-            running = client.post("/api/jobs", json={"code": "sleep 1000"}).json()["data"]
-            eventually(lambda: client.get(f"/api/jobs/{running['id']}").json()["data"]["status"] == "RUNNING")
-            saved = client.post("/api/jobs?wait=20", json={"code": "echo saved"}).json()["data"]
-            assert saved["status"] == "COMPLETED"
-        try:
-            check(Reader(stack, tmp_path), path)
-            with stack.client() as client:
+    with Stack(runner={"drain_seconds": 1}, tokens_file=str(tmp_path / ".tokens.yaml")) as stack, restored(stack):
+        check(Reader(stack, tmp_path), BACKUP)
 
-                def status(job: dict[str, Any]) -> str:
-                    found: str = client.get(f"/api/jobs/{job['id']}").raise_for_status().json()["data"]["status"]
-                    return found
 
-                assert client.get(f"/api/jobs/{saved['id']}").json()["data"] == saved
-                assert client.get(f"/api/jobs/{saved['id']}/stdout").content == b"saved\n"
-                assert status(waiting) == "PENDING"
-                eventually(lambda: status(running) == "NODE_FAIL")
-        finally:
-            run.stop(stack.settings, print)
+@pytest.mark.timeout(300)
+def test_back_up_and_restore_with_a_database_of_ones_own(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{binaries()}:{os.environ['PATH']}")
+    url = server.cluster.url_of("postgres").replace("postgresql+psycopg2", "postgresql")
+    with closing(psycopg2.connect(url)) as connection:
+        connection.autocommit = True
+        connection.cursor().execute("CREATE DATABASE restored")
+    url = url.replace("/postgres?", "/restored?")
+    shown = BACKUP.read_text()
+    (dump,) = re.findall(r"^pg_dump [^`]*db\.example\.org[^`]*", shown, re.MULTILINE)
+    with (
+        Stack(runner={"drain_seconds": 1}, tokens_file=str(tmp_path / ".tokens.yaml"), database={"url": url}) as stack,
+        restored(stack),
+    ):
+        reader = Reader(stack, tmp_path)
+        for example in pages.examples(BACKUP):
+            if "postgres_password" in example.code:
+                before, _, rest = example.code.partition("PGBIN=")
+                theirs = re.sub(r'"postgresql://[^"]*"', f'"{url}"', dump)
+                example.code = before + theirs + rest[rest.index("tar ") :]
+            printed = reader.run(example)
+            assert example.prints is None or pages.matches(example.prints, printed), printed
 
 
 # -- the samples of the API reference --------------------------------------------------------------------------------
