@@ -41,8 +41,19 @@ def main(config: Path | None, only: Sequence[str], quick: bool, output: Path) ->
     began = time.monotonic()
     names = only or list(SCENARIOS)
     rows: list[Row] = []
-    with console.status("starting the service"), Stack(**_overrides(config)) as stack:
-        uvloop.run(_measure(stack, names, quick, console, rows))
+    overrides = _overrides(config)
+    console.print("starting a service to measure")
+    with Stack(**overrides) as stack:
+
+        async def measure() -> None:
+            bench = await Bench.set_up(stack, overrides, quick)
+            for name in names:
+                started = time.monotonic()
+                rows.extend(await SCENARIOS[name](bench))
+                console.print(f"measured {name} in {time.monotonic() - started:.0f} s")
+                await asyncio.sleep(1)  # what the one left to do is not counted against the next
+
+        uvloop.run(measure())
     options["seconds"] = round(time.monotonic() - began)
     report(rows, options, output, console)
 
@@ -53,15 +64,6 @@ def _overrides(config: Path | None) -> dict[str, Any]:
     sections = {name: value for name, value in given.items() if isinstance(value, dict)}
     sections.get("server", {}).pop("port", None)
     return {name: {**sections.get(name, {}), **OVERRIDES.get(name, {})} for name in {**sections, **OVERRIDES}}
-
-
-async def _measure(stack: Stack, names: Sequence[str], quick: bool, console: Console, rows: list[Row]) -> None:
-    bench = await Bench.set_up(stack, quick)
-    for name in names:
-        began = time.monotonic()
-        rows.extend(await SCENARIOS[name](bench))
-        console.print(f"measured {name} in {time.monotonic() - began:.0f} s")
-        await asyncio.sleep(1)  # what the one left to do is not counted against the next
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ class Bench:
     stack: Stack
     tokens: Sequence[str]  # of users who run jobs
     paused: Sequence[str]  # of users whose jobs are stored and wait, as they may run none
+    overrides: Mapping[str, Any]  # sections of the stack's configuration
     quick: bool = False
 
     @property
@@ -46,7 +47,7 @@ class Bench:
         return 1 if self.quick else 3
 
     @classmethod
-    async def set_up(cls, stack: Stack, quick: bool) -> Bench:
+    async def set_up(cls, stack: Stack, overrides: Mapping[str, Any], quick: bool) -> Bench:
         """Make the users, through the API, and run a few jobs of each to warm up."""
         admin = await Connection.open(stack.settings.server.port)
 
@@ -60,7 +61,7 @@ class Bench:
         tokens = [await user(f"user{number:03}", {}) for number in range(USERS)]
         paused = [await user(f"paused{number:03}", {"max_running": 0}) for number in range(USERS)]
         admin.close()
-        bench = cls(stack, tokens, paused, quick)
+        bench = cls(stack, tokens, paused, overrides, quick)
         await bench.end_to_end(3 * USERS)
         return bench
 

@@ -12,7 +12,7 @@ import time
 import psycopg2
 import sqlalchemy
 
-from benchmarks.bench import OVERRIDES, Bench
+from benchmarks.bench import Bench, Shares
 from benchmarks.results import Row
 from shell_service.settings import Settings
 from tests.stack import Stack
@@ -30,7 +30,7 @@ _USERS = """INSERT INTO "user" (username) SELECT 'past' || n FROM generate_serie
 _PAUSE = """INSERT INTO user_limits (user_id, max_running)
 SELECT id, 0 FROM "user" WHERE username ~ '^past' ON CONFLICT (user_id) DO NOTHING"""
 _PEOPLE = """CREATE TEMPORARY TABLE people AS
-SELECT row_number() OVER (ORDER BY id) - 1 AS n, id FROM "user" WHERE username ~ '^past'"""
+SELECT row_number() OVER (ORDER BY id) - 1 AS place, id FROM "user" WHERE username ~ '^past'"""
 _COMMON = "id, user_id, name, priority, code, shell, args, env, stdin, timeout, retries, retry_delay, on_lost"
 _VALUES = """pg_temp.uuid7(ms, n), p.id, 'job' || n %% 50, 0, 'echo hello', 'sh', '[]'::jsonb, '{}'::jsonb, '', 3600,
 0, 1, 'fail', to_timestamp(ms / 1000.0), to_timestamp(ms / 1000.0)"""
@@ -39,15 +39,15 @@ _FINISHED = f"""INSERT INTO job ({_COMMON}, created_at, modified, attempt, statu
 SELECT {_VALUES}, 1, CASE WHEN failed THEN 'FAILED' ELSE 'COMPLETED' END,
   'exit code ' || failed::int, failed::int, to_timestamp(ms / 1000.0), to_timestamp(ms / 1000.0 + 1), 6, 0, false,
   1, 0.01, 1000000, 'runner_00'
-FROM generate_series(1, %(finished)s) AS n
+FROM generate_series(1, %(finished)s::bigint) AS n
 CROSS JOIN LATERAL (SELECT %(now)s - %(span)s + n * %(span)s / %(finished)s AS ms, n %% 10 = 0 AS failed) AS m
-JOIN people p ON p.n = n %% %(users)s"""
+JOIN people p ON p.place = n %% %(users)s"""
 _WAITING = f"""WITH new AS (
   INSERT INTO job ({_COMMON}, created_at, modified, run_at)
   SELECT {_VALUES}, CASE WHEN n %% 2 = 0 THEN now() + interval '1 day' END
-  FROM generate_series(%(finished)s + 1, %(finished)s + %(pending)s) AS n
+  FROM generate_series(%(finished)s::bigint + 1, %(finished)s + %(pending)s) AS n
   CROSS JOIN LATERAL (SELECT %(now)s + n - %(finished)s - %(pending)s - 60000 AS ms) AS m
-  JOIN people p ON p.n = n / 2 %% %(users)s
+  JOIN people p ON p.place = n / 2 %% %(users)s
   RETURNING id, user_id, created_at, run_at),
 later AS (
   INSERT INTO deferred_job (job_id, user_id, ord, run_at)
@@ -58,16 +58,18 @@ SELECT id, user_id, extract(epoch FROM created_at) * 1000 FROM new WHERE run_at 
 
 async def run(bench: Bench) -> list[Row]:
     jobs, with_history, without = bench.scaled(3000), [], []
-    with Stack(**OVERRIDES) as stack:
-        other = await Bench.set_up(stack, bench.quick)
+    with Stack(**bench.overrides) as stack:
+        other = await Bench.set_up(stack, bench.overrides, bench.quick)
         began = time.perf_counter()
         await asyncio.to_thread(fill, stack.settings, bench.scaled(FINISHED), bench.scaled(PENDING))
         filled = time.perf_counter() - began
         await other.end_to_end(300)
         await bench.end_to_end(300)
         for _ in range(bench.rounds + 1):
-            without.append(await bench.end_to_end(jobs))
-            with_history.append(await other.end_to_end(jobs))
+            with Shares(bench.stack, jobs) as before:
+                without.append(await bench.end_to_end(jobs))
+            with Shares(stack, jobs) as after:
+                with_history.append(await other.end_to_end(jobs))
     return [
         Row(
             "history",
@@ -78,7 +80,9 @@ async def run(bench: Bench) -> list[Row]:
             without,
             "ratio",
             0.85,
-            note=f"filled in {filled:.0f} s",
+            note=f"CPU ms each of postgres: {after.milliseconds['postgres']:.2f}, without {before.milliseconds['postgres']:.2f}"
+            f"; filled in {filled:.0f} s",
+            details={"cpu_ms": after.milliseconds, "cpu_ms_without": before.milliseconds},
         )
     ]
 
