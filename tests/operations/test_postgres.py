@@ -141,7 +141,7 @@ def test_addresses_of_other_servers(tmp_path: Path, scheme: str) -> None:
 
 @pytest.mark.parametrize("url", ["mysql://h/d", "embeded", "/var/lib", ""])
 def test_addresses_of_no_server(tmp_path: Path, url: str) -> None:
-    with pytest.raises(PostgresError, match="database.url"):
+    with pytest.raises(PostgresError, match=r"database\.url"):
         database_url(url, cluster_in(tmp_path))
 
 
