@@ -1,7 +1,6 @@
 """The scheduler: what has to happen because time passes.
 
-Several may run: a lock, held for one transaction at a time, lets one of them work. It only saves work, as whatever is
-done here is right even if two do it at once.
+Several may run: whatever is done here is right even if two do it at once.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from shell_service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_LEADER_LOCK = 7102
 _HOUSEKEEPING_SECONDS = 60.0
 _PROMOTE = 1000
 
@@ -79,7 +77,7 @@ class Scheduler:
         self._settings = settings
         self._database = database
         self._reaper = Reaper(settings.runner.lost_after)
-        self._kept_house = 0.0
+        self._looked_at_runners = self._kept_house = 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set."""
@@ -95,23 +93,22 @@ class Scheduler:
                 pass
 
     async def _tick(self) -> None:
-        while await self._database.run(_lead, queue.promote, _PROMOTE) == _PROMOTE:
+        while await self._database.ask(queue.promote, _PROMOTE) == _PROMOTE:
             pass
-        for runner, incarnation, beat in self._reaper.observe(await self._database.run(queue.heartbeats)):
+        if time.monotonic() - self._looked_at_runners > self._settings.runner.heartbeat_seconds / 2:
+            self._looked_at_runners = time.monotonic()
+            await self._look_at_runners()
+        if time.monotonic() - self._kept_house > _HOUSEKEEPING_SECONDS:
+            self._kept_house = time.monotonic()
+            await self._database.ask(_forget_keys, self._settings.jobs.idempotency_seconds)
+            await self._database.ask(_vacuum)
+
+    async def _look_at_runners(self) -> None:
+        for runner, incarnation, beat in self._reaper.observe(await self._database.ask(queue.heartbeats)):
             if await self._database.run(queue.expire, runner, incarnation, beat):
                 logger.error(
                     "runner %d has been silent for %g s: declared gone", runner, self._settings.runner.lost_after
                 )
-        if time.monotonic() - self._kept_house > _HOUSEKEEPING_SECONDS:
-            self._kept_house = time.monotonic()
-            await self._database.run(_forget_keys, self._settings.jobs.idempotency_seconds)
-            await self._database.ask(_vacuum)
-
-
-def _lead(session: Session, work: Callable[[Session, int], int], limit: int) -> int:
-    """Do `work` unless another scheduler does."""
-    leads = session.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _LEADER_LOCK})
-    return work(session, limit) if leads else 0
 
 
 def _forget_keys(session: Session, seconds: float) -> None:
