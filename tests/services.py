@@ -78,7 +78,7 @@ class Site:
         self.folder.chmod(0o711 if os.geteuid() == 0 else 0o700)  # as root jobs have uids of their own
         self.config = self.folder / "config.yaml"
         plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-        self.settings = write_config(self.config, self.folder / "data", database={"url": plain}, **overrides)
+        self.settings = write_config(self.config, self.folder / "data", **{"database": {"url": plain}, **overrides})
         for path in (self.settings.run_dir, self.settings.log_dir, self.settings.output_dir, self.settings.socket_dir):
             path.mkdir(parents=True, exist_ok=True)
         self.transact = Transactions(sqlalchemy.create_engine(url, pool_size=5, pool_pre_ping=True))

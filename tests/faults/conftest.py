@@ -21,14 +21,3 @@ def site(server: Server) -> Iterator[Site]:
         yield site
         assert_truthful(site.transact)
 
-
-@pytest.fixture
-def breakable() -> Iterator[Server]:
-    """A PostgreSQL of the test's own, to be stopped and killed."""
-    server = Server()
-    try:
-        server.start()
-        server.make_template()
-        yield server
-    finally:
-        server.remove()
