@@ -63,7 +63,7 @@ class Output(OutputHandler):
         if call.query["follow"]:
             if "Range" in self.request.headers:
                 raise InvalidRequest("Give either follow or a Range.")
-            await self._follow(call, job_id)
+            await call.unless_closed(self._follow(call, job_id))
         else:
             await self._send_range(found)
         return STREAMED
@@ -191,18 +191,20 @@ class EventStream(OutputHandler):
             self.start_stream("text/event-stream; charset=utf-8")
             await self.flush()
             return STREAMED
+        await call.unless_closed(self._follow(call, job_id, start))
+        return STREAMED
+
+    async def _follow(self, call: Call, job_id: str, start: Position) -> None:
         with self.counted(call):
-            events = self.follower(call, job_id, STREAMS, text=True).events(start)
             try:
-                async for event in events:
+                async for event in self.follower(call, job_id, STREAMS, text=True).events(start):
                     if not self._headers_written:
                         self.start_stream("text/event-stream; charset=utf-8")
                     self.write(_encode(event))
                     await self.flush()
             except StreamClosedError:
-                return STREAMED
+                return
         self.finish()
-        return STREAMED
 
 
 def _encode(event: Event) -> bytes:
