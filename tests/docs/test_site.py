@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -133,6 +135,23 @@ def test_every_key_of_the_configuration_is_explained() -> None:
 
     for knob in leaves(configuration.parse((ROOT / "config.yaml.defaults").read_text())):
         assert knob.comment or knob.path[0] == "shells", knob.path
+
+
+def test_pages_name_the_defaults_that_hold() -> None:
+    """Where a page writes "`users.max_running`, 50", or "(50)" behind it, that is the default."""
+    defaults = load_yaml(ROOT / "config.yaml.defaults")
+    count = 0
+    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for key, shown in re.findall(r"`([a-z]+\.[a-z_.]+)`(?:, | \()([\d,]+(?: [sMG]i?B?)?)", path.read_text()):
+            value = functools.reduce(lambda values, name: values[name], key.split("."), defaults)
+            plain = shown.replace(",", "").removesuffix(" s").replace(" ", "")
+            assert plain == str(value), f"{path.name}: {key} is {value}, not {shown}"
+            count += 1
+    assert count > 10
+
+
+def load_yaml(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
 
 
 def test_it_is_current_until_a_source_changes(
