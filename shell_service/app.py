@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from sqlalchemy.orm import Session
 from tornado import web
 
 from baselayer.access import Authenticator, Caller
 from baselayer.batch import Batcher
 from baselayer.database import Database, Listener
+from baselayer.failpoint import FailPoints
 from baselayer.handler import NothingHere, RequestsAtHand
 from baselayer.metrics import RequestMetrics
 from shell_service import __version__, jobs, queue
@@ -67,11 +69,11 @@ class App:
         self.hub.poll_now()
 
 
-def make_app(settings: Settings, database: Database, shells: Mapping[str, str]) -> App:
+def make_app(settings: Settings, database: Database, shells: Mapping[str, str], failpoints: FailPoints) -> App:
     """The application of one worker. `shells` are the interpreters found on this host."""
     limits = default_limits(settings)
     outputs = OutputStore(settings.output_dir)
-    submit = partial(_submit, database, limits)
+    submit = partial(_submit, database, limits, failpoints)
     return App(
         settings=settings,
         database=database,
@@ -102,8 +104,17 @@ def default_limits(settings: Settings) -> Limits:
     return Limits(users.max_running, users.max_queued, users.jobs_per_minute)
 
 
-async def _submit(database: Database, limits: Limits, items: list[Submission]) -> list[list[uuid.UUID] | Exception]:
-    return await database.run(queue.submit, items, limits)
+async def _submit(
+    database: Database, limits: Limits, failpoints: FailPoints, items: list[Submission]
+) -> list[list[uuid.UUID] | Exception]:
+    def store(session: Session) -> list[list[uuid.UUID] | Exception]:
+        results = queue.submit(session, items, limits)
+        failpoints.reach("app.before_commit")
+        return results
+
+    results = await database.run(store)
+    failpoints.reach("app.after_commit")
+    return results
 
 
 async def _read(

@@ -14,6 +14,7 @@ from tornado.netutil import bind_unix_socket
 
 from baselayer import log
 from baselayer.database import Database
+from baselayer.failpoint import FailPoints
 from services.options import config_option
 from shell_service import shells
 from shell_service.settings import Settings
@@ -41,7 +42,7 @@ async def serve(settings: Settings, process: int) -> None:
         statement_timeout=settings.database.statement_timeout,
         wait=settings.database.pool_timeout,
     )
-    app = make_app(settings, database, shells.available(settings.shells))
+    app = make_app(settings, database, shells.available(settings.shells), FailPoints())
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,0 +1,129 @@
+"""A web worker killed, or cut off, in the middle of a submission: what was said yes to is there, and only once."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from shell_service import provision
+from tests.database import Server, assert_consistent
+from tests.faults.proxy import Cut
+from tests.services import Service, Site
+from tests.waiting import eventually
+
+REQUEST = {"code": "echo hello"}
+
+
+class Worker:
+    """A web worker, asked on its own socket as the first administrator."""
+
+    def __init__(self, site: Site, fail: str = "") -> None:
+        provision.first_admin(site.transact.engine, site.settings.tokens_file)
+        token = yaml.safe_load(site.settings.tokens_file.read_text())["INITIAL_ADMIN"]
+        self.service: Service = site.start("app", fail)
+        transport = httpx.HTTPTransport(uds=str(site.settings.socket_dir / "app_0.sock"))
+        self.client = httpx.Client(
+            transport=transport, base_url="http://worker", headers={"Authorization": f"token {token}"}, timeout=10
+        )
+        eventually(self._answers)
+
+    def _answers(self) -> bool:
+        try:
+            return self.client.get("/api/user").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def post(self, key: str = "", path: str = "/api/jobs", body: object = None) -> httpx.Response:
+        headers = {"Idempotency-Key": key} if key else {}
+        return self.client.post(path, json=body or REQUEST, headers=headers)
+
+
+@pytest.fixture
+def site(server: Server) -> Iterator[Site]:
+    with server.database() as url, Site(url) as site:
+        site.transact.sql('DELETE FROM "user"')  # so that the first administrator can be made
+        yield site
+        assert_consistent(site.transact)
+
+
+def _ids(answer: httpx.Response) -> list[str]:
+    data = answer.json()["data"]
+    return [job["id"] for job in (data if isinstance(data, list) else [data])]
+
+
+def count(site: Site) -> int:
+    found: int = site.transact.scalar("SELECT count(*) FROM job")
+    return found
+
+
+@pytest.mark.parametrize(("path", "body"), [("/api/jobs", REQUEST), ("/api/jobs/batch", {"jobs": [REQUEST] * 3})])
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_killed_around_the_commit(site: Site, place: str, path: str, body: dict[str, object]) -> None:
+    first = Worker(site, f"app.{place}_commit=kill")
+    with pytest.raises(httpx.TransportError):  # no answer: the client cannot know
+        first.post("key", path, body)
+    assert first.service.wait() == -signal.SIGKILL
+    stored = len(body.get("jobs", [1]))  # type: ignore[arg-type]
+    assert count(site) == (stored if place == "after" else 0)
+    again = Worker(site)
+    answers = [again.post("key", path, body) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert _ids(answers[0]) == _ids(answers[1])
+    assert count(site) == stored
+
+
+def test_killed_under_many_submissions(site: Site) -> None:
+    """Nothing that was answered is missing."""
+    first = Worker(site, "app.after_commit=kill@15")
+    known = set()
+    with pytest.raises(httpx.TransportError):
+        for _ in range(100):
+            known.add(first.post().json()["data"]["id"])
+    stored = {f"{row.name}_{row.id.hex}" for row in site.transact.sql("SELECT name, id FROM job")}
+    assert len(known) == 14
+    assert known < stored
+    assert len(stored) == 15  # the one that nobody was told of is there too
+
+
+def test_the_answer_to_the_commit_is_lost(server: Server, tmp_path: Path) -> None:
+    with server.database() as url:
+        wire = Cut(url, tmp_path / "wire", b"json_to_recordset", b"COMMIT")
+        with Site(url, database={"url": wire.url}) as site:
+            site.transact.sql('DELETE FROM "user"')
+            worker = Worker(site)
+            answer = worker.post("key")
+            assert wire.done.is_set()
+            assert answer.status_code == 503
+            assert answer.json()["data"]["code"] == "outcome_unknown"
+            assert int(answer.headers["Retry-After"]) > 0
+            assert count(site) == 1
+            again = worker.post("key")
+            assert again.status_code == 200
+            assert count(site) == 1
+        wire.close()
+
+
+def test_a_database_that_is_away_is_said_so(tmp_path: Path) -> None:
+    server = Server()
+    try:
+        server.start()
+        server.make_template()
+        with server.database() as url, Site(url) as site:
+            site.transact.sql('DELETE FROM "user"')
+            worker = Worker(site)
+            server.stop()
+            refused = worker.post("key")
+            assert refused.status_code == 503
+            assert int(refused.headers["Retry-After"]) > 0
+            assert "database" in refused.json()["message"].lower()
+            server.start()
+            eventually(lambda: worker.post("key").status_code == 200, 10)
+            assert count(site) == 1
+            assert worker.service.process.poll() is None
+    finally:
+        server.remove()
