@@ -308,7 +308,9 @@ server.listen()
 abstract = socket.socket(socket.AF_UNIX)
 abstract.bind("\\0meet")
 print("up", flush=True)
-server.accept()[0].sendall(b"x")
+connection = server.accept()[0]
+connection.sendall(b"x")
+connection.close()  # first, so that TIME_WAIT is on this side
 """
     visit = """
 import socket
@@ -317,6 +319,8 @@ for family, address in ((socket.AF_INET, ("127.0.0.1", 7777)), (socket.AF_UNIX, 
         s = socket.socket(family)
         s.connect(address)
         print("reached")
+        while family == socket.AF_INET and s.recv(10):
+            pass
     except OSError as error:
         print(error.strerror)
 """
