@@ -70,6 +70,10 @@ async def run(bench: Bench) -> list[Row]:
                 without.append(await bench.end_to_end(jobs))
             with Shares(stack, jobs) as after:
                 with_history.append(await other.end_to_end(jobs))
+
+    def postgres(shares: Shares) -> float:
+        return shares.milliseconds["postgres"]
+
     return [
         Row(
             "history",
@@ -80,7 +84,7 @@ async def run(bench: Bench) -> list[Row]:
             without,
             "ratio",
             0.85,
-            note=f"CPU ms each of postgres: {after.milliseconds['postgres']:.2f}, without {before.milliseconds['postgres']:.2f}"
+            note=f"CPU ms each of postgres: {postgres(after):.2f}, without {postgres(before):.2f}"
             f"; filled in {filled:.0f} s",
             details={"cpu_ms": after.milliseconds, "cpu_ms_without": before.milliseconds},
         )
