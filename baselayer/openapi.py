@@ -328,10 +328,11 @@ def _error_answer(kind: type[ApiError], version: str) -> Json:
     if kind.status in (429, 503):
         headers["Retry-After"] = "RetryAfter"
     text = (kind.__doc__ or "").strip()
+    kinds = [f"`{other.code}`: {(other.__doc__ or '').strip()}" for other in kind.__subclasses__()]
     data = {"code": kind.code, "errors": {}}
     problem = {"type": "about:blank", "title": kind.__name__, "status": kind.status, "detail": text, **data}
     return {
-        "description": text,
+        "description": " ".join([text, *kinds]),
         "headers": _refer(**headers),
         "content": {
             "application/json": {

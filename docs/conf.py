@@ -18,6 +18,7 @@ source_suffix = {".md": "markdown"}
 myst_enable_extensions = ["attrs_block", "attrs_inline", "deflist"]
 myst_heading_anchors = 3
 nitpicky = True
+smartquotes = False  # what stands here is typed as it stands
 
 html_theme = "furo"
 html_title = "Shell Service"

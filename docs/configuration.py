@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from docs.operations import cell
+
 _KEY = re.compile(r"^( *)([\w]+):(?: (.*))?$")
 
 
@@ -62,9 +64,5 @@ def _leaves(knob: Knob) -> list[Knob]:
 
 
 def _table(knobs: list[Knob]) -> str:
-    rows = [f"| `{'.'.join(knob.path)}` | `{knob.default}` | {_cell(knob.comment)} |" for knob in knobs]
+    rows = [f"| `{'.'.join(knob.path)}` | `{knob.default}` | {cell(knob.comment)} |" for knob in knobs]
     return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows]) if rows else ""
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")

@@ -67,9 +67,10 @@ def _configuration(app: Sphinx) -> str:
 
 def _errors(app: Sphinx) -> str:
     """All errors that answers can carry, by status."""
+    document.routes()  # brings in every module that has errors of its own
     rows = ["| status | code | meaning |", "|---|---|---|"]
     for kind in sorted([ApiError, *_subclasses(ApiError)], key=lambda kind: (kind.status, kind.code)):
-        rows.append(f"| {kind.status} | `{kind.code}` | {inspect.cleandoc(kind.__doc__ or '')} |")
+        rows.append(f"| {kind.status} | `{kind.code}` | {operations.cell(inspect.cleandoc(kind.__doc__ or ''))} |")
     return "\n".join(rows)
 
 

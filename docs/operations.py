@@ -75,7 +75,7 @@ def _errors(document: Json, responses: Json) -> str:
         if status >= "300":
             found = _resolve(document, response)
             code = next(iter(found.get("content", {}).values()), {}).get("example", {}).get("data", {}).get("code")
-            rows.append(f"| {status} | {f'`{code}`' if code else ''} | {found['description']} |")
+            rows.append(f"| {status} | {f'`{code}`' if code else ''} | {cell(found['description'])} |")
     table = "\n".join(["| status | code | meaning |", "|---|---|---|", *rows])
     return _folded("Other answers", table)
 
@@ -179,4 +179,10 @@ def _meaning(described: Json, schema: Json) -> str:
     text = described.get("description") or schema.get("description", "")
     if schema.get("default") not in (None, ""):
         text += f" Default: `{json.dumps(schema['default'], ensure_ascii=False)}`."
-    return text.replace("|", "\\|").replace("\n", " ")
+    return cell(text)
+
+
+def cell(text: str) -> str:
+    """`text` as the content of a table's cell; what stands in backticks is shown as it is."""
+    parts = text.replace("|", "\\|").replace("\n", " ").split("`")
+    return "`".join(part if number % 2 else part.replace("<", "&lt;") for number, part in enumerate(parts))

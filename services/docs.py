@@ -20,6 +20,7 @@ _CODE = (
     "Makefile",
     "config.yaml.defaults",
     "baselayer/code_samples.py",
+    "baselayer/database.py",
     "baselayer/errors.py",
     "baselayer/fields.py",
     "baselayer/openapi.py",

@@ -294,18 +294,22 @@ class LimitsRequest(Request):
 class UserRequest(Request):
     """A user to be made."""
 
-    username = Text(low=1, high=100, pattern=NAME, required=True, metadata=about("His name.", "carol"))
+    username = Text(low=1, high=100, pattern=NAME, required=True, metadata=about("The user's name.", "carol"))
     role = fields.String(
         load_default="user", validate=validate.OneOf(["user", "admin"]), metadata=about("`user` or `admin`.", "user")
     )
-    limits = fields.Nested(LimitsRequest, load_default=dict, metadata=about("Limits of his own."))
+    limits = fields.Nested(
+        LimitsRequest,
+        load_default=dict,
+        metadata=about("Limits of the user's own; the configured ones hold for the rest."),
+    )
 
 
 class UserPatch(Request):
     """What to change of a user."""
 
     role = fields.String(validate=validate.OneOf(["user", "admin"]), metadata=about("`user` or `admin`.", "user"))
-    active = Flag(metadata=about("false cancels his jobs and stops his tokens at once."))
+    active = Flag(metadata=about("false cancels the user's jobs and stops all tokens at once."))
     limits = fields.Nested(LimitsRequest, metadata=about("Those to change."))
 
 
@@ -330,7 +334,7 @@ class UserRecord(Schema):
 
 
 class WhoAmI(UserRecord):
-    """Who calls, and what he may do with this token."""
+    """Who calls, and what this token may do."""
 
     scopes = fields.List(fields.String(), metadata=about("What this token may do now."))
     token = fields.Nested(TokenRecord, allow_none=True, metadata=about("The token that was used."))
@@ -361,7 +365,7 @@ class SysInfo(Schema):
 class RunnerRecord(Schema):
     """A runner that is up."""
 
-    name = fields.String(metadata=about("Host and number."))
+    name = fields.String(metadata=about("Its name on its host."))
     state = fields.String(metadata=about("`live`, or `draining` before it stops."))
     slots = fields.Integer(metadata=about("Jobs that it can run at once."))
     running = fields.Integer(metadata=about("Jobs that it holds now."))

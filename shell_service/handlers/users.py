@@ -29,7 +29,7 @@ class Users(AppHandler):
     async def post(self, call: Call) -> Any:
         """Make a user.
 
-        Then make a token for him with `POST /api/tokens`, naming him as `username`.
+        Then make the first token with `POST /api/tokens`, giving the `username`.
         """
         return await self.app.database.run(_create, call.body, self.app.limits)
 
@@ -51,9 +51,9 @@ class OneUser(AppHandler):
 
     @endpoint("users:admin", body=schemas.UserPatch, answer=schemas.UserRecord(), errors=[NotFound, Conflict])
     async def patch(self, call: Call, username: str) -> Any:
-        """Change a user's role, limits, or whether he is active.
+        """Change a user's role or limits, or stop a user.
 
-        Deactivating cancels his jobs and stops his tokens at once.
+        Deactivating cancels the user's jobs and stops all tokens at once.
         """
         return await self.app.database.run(_change, call.caller, username, call.body, self.app.limits)
 
