@@ -50,7 +50,9 @@ def prepare_folders(settings: Settings) -> None:
         try:
             folder.mkdir(mode=private, parents=True, exist_ok=True)
             status = folder.lstat()
-            if status.st_uid != os.geteuid() or not stat.S_ISDIR(status.st_mode):
+            if not stat.S_ISDIR(status.st_mode):
+                raise ConfigError(f"{folder} is not a folder but a link or a file: remove it")
+            if status.st_uid != os.geteuid():
                 raise ConfigError(f"{folder} belongs to uid {status.st_uid}, and this is uid {os.geteuid()}")
             if folder == settings.socket_dir and root:
                 os.chown(folder, 0, named_account(*WEB_ACCOUNTS)[1].gid)

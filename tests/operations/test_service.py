@@ -218,17 +218,17 @@ def test_what_a_killed_supervisor_left_is_ended_by_the_next_start(own: Stack) ->
     assert _answers(own)
 
 
-def test_a_port_in_use_is_said_at_once(tmp_path: Path) -> None:
+def test_a_port_in_use_is_said_at_once(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        write_config(tmp_path / "config.yaml", tmp_path / "data", server={"port": port})
-        refused = manage(tmp_path / "config.yaml", "run")
+        write_config(folder / "config.yaml", folder / "data", server={"port": port})
+        refused = manage(folder / "config.yaml", "run")
     assert (refused.returncode, f"cannot listen on 127.0.0.1:{port}" in refused.stderr) == (1, True)
 
 
-def test_a_mistake_in_the_configuration_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("server: {prot: 1}\n")
-    refused = manage(tmp_path / "config.yaml", "run")
+def test_a_mistake_in_the_configuration_is_one_sentence(folder: Path) -> None:
+    (folder / "config.yaml").write_text("server: {prot: 1}\n")
+    refused = manage(folder / "config.yaml", "run")
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1
     assert "did you mean server.port?" in refused.stderr
@@ -250,9 +250,9 @@ def test_what_does_not_start_shows_the_end_of_its_log() -> None:
         stack.remove()
 
 
-def test_with_tls(tmp_path: Path) -> None:
-    settings = write_config(tmp_path / "config.yaml", tmp_path / "data")
-    made = manage(tmp_path / "config.yaml", "tls_self_signed")
+def test_with_tls(folder: Path) -> None:
+    settings = write_config(folder / "config.yaml", folder / "data")
+    made = manage(folder / "config.yaml", "tls_self_signed")
     assert made.returncode == 0, made.stderr
     certificate, key = settings.data_dir / "tls" / "certificate.pem", settings.data_dir / "tls" / "key.pem"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
