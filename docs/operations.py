@@ -152,6 +152,8 @@ def _kind(schema: Json) -> str:
         kind = f"map to {_kind(values)}" if isinstance(values, dict) else "map"
     elif kind in ("integer", "number"):
         kind = {"integer": "whole number", "number": "number"}[kind] + _range(schema)
+    elif kind == "boolean":
+        kind = "true or false"
     elif kind == "string":
         kind = "text" + _length(schema)
     return kind + _null(schema)
