@@ -34,6 +34,7 @@ R = TypeVar("R")
 
 PUBLIC: Final = "public"  # a scope that stands for "no token needed"
 ANY: Final = "any"  # a scope that stands for "any valid token"
+_MOST_PARAMETERS: Final = 50  # of a query
 _LARGE_BODY: Final = 32 * 1024  # bytes, of which the check may take longer than the event loop should be held up
 
 
@@ -244,6 +245,8 @@ class Handler(web.RequestHandler):
         if schema_type is None and not self.request.query_arguments:
             return {}
         schema = _checker(schema_type)
+        if len(self.request.query_arguments) > _MOST_PARAMETERS:
+            raise errors.InvalidRequest("There are too many query parameters.")
         values: dict[str, Any] = {}
         for name, given in self.request.query_arguments.items():
             try:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 import uvloop
+from tornado import httputil
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_unix_socket
 
@@ -47,6 +48,9 @@ async def serve(settings: Settings, process: int) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    # Forms are never read; how many query parameters are too many is for the handlers to say, in the API's own form.
+    forms = httputil.ParseUrlEncodedConfig(max_arguments=20_000)
+    httputil.set_parse_body_config(httputil.ParseBodyConfig(httputil.ParseMultipartConfig(enabled=False), forms))
     options: dict[str, Any] = {
         "xheaders": True,  # only nginx can reach the socket, and it says who the client is
         "max_body_size": settings.server.max_body,
