@@ -87,7 +87,8 @@ db_shell: $(RUNTIME) ## open psql on the database
 load_demo_data: $(RUNTIME) ## add demo users, their tokens to .tokens.yaml
 	@$(MANAGE) load_demo_data
 
-bench: system $(RUNTIME) $(DEV) $(BENCH) ## measure the service beside its yardsticks
+bench: $(RUNTIME) $(DEV) $(BENCH) ## measure the service beside its yardsticks
+	@baselayer/tools/check_system.sh $(PYTHON) bench
 	@$(IN_VENV) -m benchmarks $(ARGS)
 
 tls_self_signed: $(RUNTIME) ## write a certificate and key for tests

@@ -16,7 +16,6 @@ import json
 import os
 import resource
 import statistics
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -130,26 +129,25 @@ async def repeat(run: Run, jobs: int, workers: int) -> list[float]:
 
 
 async def measure(way: str, jobs: int) -> dict[str, float]:
-    with tempfile.TemporaryDirectory() as folder:
-        sandbox = Sandbox(settings.load().sandbox, Path(folder))
-        runs = {
-            "bare sh": bare,
-            "simple bubblewrap": bubblewrap,
-            "sandbox": ours(sandbox, 4),
-            "sandbox, one user": ours(sandbox, 1),
-        }
-        run = runs[way]
-        before, began = cpu(), time.perf_counter()
-        await repeat(run, jobs, AT_ONCE)
-        seconds = time.perf_counter() - began
-        own = cpu()[0] - before[0]
-        await sandbox.close()
-        await asyncio.sleep(0.3)  # its launchers end, and count
-        after = cpu()
-        alone = await repeat(run, ALONE, 1)
-        await sandbox.close()
-        await asyncio.sleep(0.3)
-        cpu()
+    sandbox = Sandbox(settings.load().sandbox)
+    runs = {
+        "bare sh": bare,
+        "simple bubblewrap": bubblewrap,
+        "sandbox": ours(sandbox, 4),
+        "sandbox, one user": ours(sandbox, 1),
+    }
+    run = runs[way]
+    before, began = cpu(), time.perf_counter()
+    await repeat(run, jobs, AT_ONCE)
+    seconds = time.perf_counter() - began
+    own = cpu()[0] - before[0]
+    await sandbox.close()
+    await asyncio.sleep(0.3)  # its launchers end, and count
+    after = cpu()
+    alone = await repeat(run, ALONE, 1)
+    await sandbox.close()
+    await asyncio.sleep(0.3)
+    cpu()
     return {
         "jobs/s": jobs / seconds,
         "CPU ms a job": (own + after[1] - before[1]) / jobs * 1e3,

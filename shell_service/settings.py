@@ -88,7 +88,6 @@ class Runner:
 
 @dataclass(frozen=True)
 class Sandbox:
-    kind: Literal["bubblewrap", "none"]
     uid_base: int
     job_size: Bytes
     tmp_size: Bytes

@@ -1,10 +1,11 @@
 #!/bin/sh
 # Makes sure that what the service needs from the system is there, and installs it where it may:
 # on Debian and Ubuntu, as root or with sudo that asks for no password. Otherwise says exactly what to type.
-# Usage: check_system.sh PYTHON
+# Usage: check_system.sh PYTHON [bench]; "bench" also looks for what is only measured against.
 set -eu
 
 python=${1:-python3}
+purpose=${2:-run}
 missing=""
 
 say() { printf '[check] %s\n' "$*"; }
@@ -39,7 +40,7 @@ find_all() {
     fi
     check nginx 1.18 "$(nginx -v 2>&1 | sed -n 's|^nginx version: nginx/\([0-9.]*\).*|\1|p')" nginx
     if [ "$(uname)" = Linux ]; then
-        check bubblewrap 0.8 "$(bwrap --version 2>/dev/null | sed -n 's|^bubblewrap \([0-9.]*\).*|\1|p')" bubblewrap
+        [ "$purpose" != bench ] || check bubblewrap 0.8 "$(bwrap --version 2>/dev/null | sed -n 's|^bubblewrap \([0-9.]*\).*|\1|p')" bubblewrap
         if ! "$python" -c 'import ctypes; ctypes.CDLL("libseccomp.so.2")' 2>/dev/null; then
             say "libseccomp 2: missing"
             missing="$missing libseccomp2"

@@ -55,7 +55,7 @@ async def serve(settings: Settings, folder: Path, name: str) -> None:
         loop.add_signal_handler(number, stop.set)
     database = Database(settings.database_url, size=3, statement_timeout=settings.database.statement_timeout, wait=10.0)
     offered = shells.available(settings.shells)
-    sandbox = Sandbox(settings.sandbox, settings.run_dir)
+    sandbox = Sandbox(settings.sandbox)
     runner = Runner(settings, database, sandbox, offered, folder, socket.gethostname(), name, FailPoints())
     await runner.run(stop)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
-from collections import OrderedDict
-from pathlib import Path
+import random
 
 from shell_service import settings
 
@@ -40,10 +39,9 @@ echo end
 class Sandbox:
     """Makes sandboxes for the jobs of one runner process, and in the thread of its event loop."""
 
-    def __init__(self, options: settings.Sandbox, run_dir: Path) -> None:
-        del run_dir  # everything of a sandbox is in memory and ends with it
+    def __init__(self, options: settings.Sandbox) -> None:
         self._options = options
-        self._launchers: OrderedDict[int, Launcher] = OrderedDict()
+        self._launchers: dict[int, Launcher] = {}
         self._filter: int | None = None
 
     async def prepare(self, user_id: int) -> Launcher:
@@ -101,15 +99,17 @@ class Sandbox:
 
         def used(launcher: Launcher) -> None:
             self._launchers[user_id] = launcher
-            self._launchers.move_to_end(user_id)
-            self._evict()
+            self._evict(launcher)
 
         return Launcher(setup, self._filter, used, o.launcher_idle_seconds)
 
-    def _evict(self) -> None:
-        for user_id, launcher in list(self._launchers.items())[:-1]:
-            if len(self._launchers) <= self._options.max_launchers:
-                return
-            if not launcher.busy:
-                del self._launchers[user_id]
-                launcher.close()
+    def _evict(self, wanted: Launcher) -> None:
+        """End idle launchers other than `wanted` while there are too many.
+
+        By chance, as users take turns: of one more user than there is room for, the least recently used is always
+        the very one that comes next.
+        """
+        idle = [user_id for user_id, other in self._launchers.items() if not other.busy and other is not wanted]
+        random.shuffle(idle)
+        for user_id in idle[: max(0, len(self._launchers) - self._options.max_launchers)]:
+            self._launchers.pop(user_id).close()

@@ -18,8 +18,7 @@ T = TypeVar("T")
 
 MiB = 1 << 20
 OPTIONS = settings.Sandbox(
-    kind="bubblewrap",
-    uid_base=200000,
+    uid_base=1_900_000_000,
     job_size=Bytes(32 * MiB),
     tmp_size=Bytes(16 * MiB),
     shm_size=Bytes(4 * MiB),
@@ -53,7 +52,7 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 @contextlib.asynccontextmanager
 async def sandbox(**changes: object) -> AsyncIterator[Sandbox]:
-    made = Sandbox(replace(OPTIONS, **changes), Path("/nonexistent"))  # type: ignore[arg-type]
+    made = Sandbox(replace(OPTIONS, **changes))  # type: ignore[arg-type]
     try:
         yield made
     finally:
