@@ -69,7 +69,7 @@ def test_each_user_has_a_uid_of_its_own() -> None:
                 await finish(process)
         return uids
 
-    assert run(main()) == ["200001"] * 8 + ["200002"] * 8
+    assert run(main()) == [str(OPTIONS.uid_base + user) for user in (1, 2) for _ in range(8)]
 
 
 def test_what_there_is() -> None:
