@@ -162,7 +162,7 @@ def test_one_dead_worker_is_skipped_whatever_the_method(stack: Stack) -> None:
     stack.supervisor.call("supervisor.stopProcess", "app:app_00")
     try:
         with stack.client() as client:
-            eventually(lambda: client.get("/api/user").status_code == 200)  # an earlier test may have restarted the other
+            eventually(lambda: client.get("/api/user").status_code == 200)  # may have been restarted
             for _ in range(20):
                 assert client.post("/api/jobs", json={"code": "true"}).status_code == 200
     finally:
