@@ -17,6 +17,7 @@ from baselayer import log
 from baselayer.database import Database
 from baselayer.failpoint import FailPoints
 from services.options import config_option
+from services.ready import schema_is_current
 from shell_service import shells
 from shell_service.settings import Settings
 
@@ -58,6 +59,8 @@ async def serve(settings: Settings, process: int) -> None:
         "idle_connection_timeout": 3600,
         "body_timeout": 60,
     }
+    if not await schema_is_current(database, stop):
+        return
     server = HTTPServer(routes(app), **options)
     server.add_socket(bind_unix_socket(str(settings.socket_dir / f"app_{process}.sock"), mode=0o660, backlog=1024))
     stopped = asyncio.Event()

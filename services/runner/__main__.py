@@ -17,6 +17,7 @@ from baselayer import log
 from baselayer.database import Database
 from baselayer.failpoint import FailPoints
 from services.options import config_option
+from services.ready import schema_is_current
 from shell_service import shells
 from shell_service.runner import Runner
 from shell_service.sandbox import Sandbox
@@ -57,7 +58,8 @@ async def serve(settings: Settings, folder: Path, name: str) -> None:
     offered = shells.available(settings.shells)
     sandbox = Sandbox(settings.sandbox)
     runner = Runner(settings, database, sandbox, offered, folder, socket.gethostname(), name, FailPoints())
-    await runner.run(stop)
+    if await schema_is_current(database, stop):
+        await runner.run(stop)
 
 
 if __name__ == "__main__":

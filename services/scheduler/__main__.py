@@ -11,6 +11,7 @@ import uvloop
 from baselayer import log
 from baselayer.database import Database
 from services.options import config_option
+from services.ready import schema_is_current
 from shell_service.scheduler import Scheduler
 from shell_service.settings import Settings
 
@@ -29,7 +30,8 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     database = Database(settings.database_url, size=2, statement_timeout=settings.database.statement_timeout, wait=10.0)
-    await Scheduler(settings, database).run(stop)
+    if await schema_is_current(database, stop):
+        await Scheduler(settings, database).run(stop)
 
 
 if __name__ == "__main__":

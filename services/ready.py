@@ -1,0 +1,41 @@
+"""Waiting for the database: a process begins its work when the schema is the one that its code knows."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from sqlalchemy.orm import Session
+
+from baselayer.database import Database
+from baselayer.errors import Unavailable
+from shell_service import migrations
+
+logger = logging.getLogger(__name__)
+
+_PAUSE = 0.1  # seconds between looks
+
+
+async def schema_is_current(database: Database, stop: asyncio.Event) -> bool:
+    """Wait until the database is there and migrated to this code's version; False when `stop` was set before."""
+    head, said = migrations.head(), False
+    while not stop.is_set():
+        try:
+            version = await database.ask(_version)
+        except Unavailable:
+            version = None
+        if version == head:
+            return True
+        if not said:
+            logger.info("waiting for the database to have schema %s; it has %s", head, version)
+            said = True
+        try:
+            async with asyncio.timeout(_PAUSE):
+                await stop.wait()
+        except TimeoutError:
+            pass
+    return False
+
+
+def _version(session: Session) -> str | None:
+    return migrations.current(session.connection())
