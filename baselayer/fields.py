@@ -42,6 +42,8 @@ class Whole(fields.Integer):
         super().__init__(validate=validate.Range(low, high), **kwargs)
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> int:
+        if isinstance(value, float) and value.is_integer():  # JSON knows one kind of number: 5.0 is 5
+            return int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValidationError("Must be a whole number.")
         return value

@@ -23,13 +23,15 @@ def refused(field: fields.Field[Any], value: Any) -> str:
     return str(message)
 
 
-@pytest.mark.parametrize("value", [*ODD, 1.0, 1.5, -3, 11, 2**63, -(2**63), 10**400])
+@pytest.mark.parametrize("value", [*ODD, 1.5, -3, -3.0, 11, 1e300, 2**63, -(2**63), 10**400])
 def test_no_whole_numbers(value: Any) -> None:
     assert refused(Whole(low=-2, high=10), value)
 
 
 def test_whole_numbers() -> None:
-    assert [Whole(low=-2, high=10).deserialize(value) for value in (-2, 0, 10)] == [-2, 0, 10]
+    values = [Whole(low=-2, high=10).deserialize(value) for value in (-2, 0, 10, 5.0, -0.0)]
+    assert values == [-2, 0, 10, 5, 0]
+    assert all(type(value) is int for value in values)
 
 
 @pytest.mark.parametrize("value", [*ODD, 0, 0.0, -0.0, -1e-9, 10.1, 1e308, 10**400])

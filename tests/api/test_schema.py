@@ -1,0 +1,60 @@
+"""The running service against its own API document: no 500, nothing undocumented, answers as their schemas say."""
+
+from __future__ import annotations
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import CHECKS, load_all_checks
+
+from shell_service import document, shells
+from shell_service.settings import load
+from tests.client import Api, new_person
+from tests.stack import Stack
+
+load_all_checks()
+LEFT_OUT = [
+    # Without a token every route counts a failure of this address: test_access.py and test_limits.py look at that.
+    CHECKS.get_one("ignored_auth"),
+]
+QUICK = settings(
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.fixture(scope="module")
+def tokens(admin: Api) -> dict[str, str]:
+    """A user's token for what users do, an administrator's for what only they do."""
+    return {"user": new_person(admin).token, "admin": new_person(admin, role="admin").token}
+
+
+SETTINGS = load()
+SCHEMA = schemathesis.openapi.from_dict(
+    document.build("http://localhost", SETTINGS.jobs, shells.available(SETTINGS.shells))
+).exclude(path="/metrics")
+
+
+@SCHEMA.parametrize()
+@QUICK
+def test_the_service_is_as_its_document_says(case: schemathesis.Case, stack: Stack, tokens: dict[str, str]) -> None:
+    query, headers = case.query or {}, case.headers or {}
+    wait = query.get("wait")
+    if isinstance(wait, int | float) and wait > 0.1:
+        query["wait"] = 0.1
+    headers.pop("Prefer", None)
+    # Whether these are right depends on what was before, which no schema says.
+    depends = "cursor" in query or "Idempotency-Key" in headers or "Last-Event-ID" in headers
+    case.call_and_validate(
+        base_url=stack.base_url,
+        headers={"Authorization": f"token {tokens['admin' if case.path.startswith('/api/users') else 'user']}"},
+        excluded_checks=[*LEFT_OUT, *([CHECKS.get_one("positive_data_acceptance")] if depends else [])],
+        timeout=20,
+    )
+
+
+def test_the_document_served_is_the_one_built(admin: Api, stack: Stack) -> None:
+    served = admin.get("/api/openapi.json").body
+    offered = {shell["name"]: shell["path"] for shell in admin.get("/api/shells").data}
+    assert served == document.build(stack.settings.base_url, stack.settings.jobs, offered)
