@@ -138,10 +138,11 @@ def test_the_site_is_compressed_and_the_api_is_not(stack: Stack) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/.version", "/.git/config", "/a/.hidden", "/../secrets/postgres_password", "/%2e%2e/secrets/postgres_password",
+    ["/.hidden", "/.git/config", "/a/.hidden", "/../secrets/postgres_password", "/%2e%2e/secrets/postgres_password",
      "/..%2fsecrets/postgres_password", "/static/../../tokens.yaml", "//..//..//etc/passwd", "/nothing"],
 )  # fmt: skip
 def test_nothing_but_the_site_is_served(stack: Stack, path: str) -> None:
+    (stack.settings.site_dir / ".hidden").write_text("hidden")
     request = f"GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode()
     assert exchange(stack, request)[0] in (400, 404)
 
