@@ -381,7 +381,7 @@ def _from_text(expected: marshmallow.fields.Field[Any] | None, text: str) -> Any
     """The value that `text` of a query stands for, where the schema expects a number or a flag."""
     if isinstance(expected, Whole) and re.fullmatch(r"-?\d{1,18}", text, re.ASCII):
         return int(text)
-    if isinstance(expected, Number) and re.fullmatch(r"-?\d{1,18}(\.\d{1,18})?", text, re.ASCII):
+    if isinstance(expected, Number) and re.fullmatch(r"-?\d{1,18}(\.\d{1,30})?([eE][+-]?\d{1,3})?", text, re.ASCII):
         return float(text)
     if isinstance(expected, Flag) and text in ("true", "false"):
         return text == "true"

@@ -358,7 +358,7 @@ def test_wait_may_be_300_and_not_more(alice: Api) -> None:
     assert alice.post("/api/jobs", {"code": "true"}, headers={"Prefer": "wait=300"}).data["status"] == "COMPLETED"
 
 
-@pytest.mark.parametrize("wait", ["301", "-1", "300.1", "x", "", "nan", "inf", "1e2", "true", "9" * 20, "٣"])
+@pytest.mark.parametrize("wait", ["301", "-1", "300.1", "x", "", "nan", "inf", "1e3", "1e999", "true", "9" * 20, "٣"])
 def test_no_waits(alice: Api, wait: str) -> None:
     answer = alice.post("/api/jobs", {"code": "true"}, params={"wait": wait})
     assert (answer.status, list(answer.errors)) == (400, ["wait"])

@@ -20,6 +20,7 @@ LEFT_OUT = [
 QUICK = settings(
     max_examples=30,
     deadline=None,
+    derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
 

@@ -178,7 +178,7 @@ def test_every_default_is_explained() -> None:
         ({"server": {"tls": {"certificate": "a.pem"}}}, r"server\.tls needs both"),
         ({"runner": {"lost_after": 6}}, r"runner\.lost_after must be at least three times"),
         ({"access": {"failures_per_minute": 0}}, r"access\.failures_per_minute is 0"),
-        ({"sandbox": {"kind": "docker"}}, r"sandbox\.kind is 'docker'"),
+        ({"log": {"level": "LOUD"}}, r"log\.level is 'LOUD'"),
     ],
 )
 def test_values_that_cannot_work_are_refused(tmp_path: Path, values: dict, message: str) -> None:

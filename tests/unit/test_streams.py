@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import re
+import uuid
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baselayer.errors import InvalidRequest
-from shell_service.streams import Position, whole_characters
+from baselayer.errors import InvalidRequest, NotAuthenticated
+from shell_service import streams
+from shell_service.handlers.output import _encode
+from shell_service.hub import Hub
+from shell_service.jobs import Found
+from shell_service.output import STREAMS, OutputStore
+from shell_service.streams import Event, Follower, Position, Ticker, whole_characters
 
 positions = st.builds(Position, st.integers(0, 99_999), st.integers(0, 10**15 - 1), st.integers(0, 10**15 - 1))
 
@@ -79,3 +90,69 @@ def test_bytes_that_are_no_text_are_not_held_back() -> None:
     assert whole_characters("€".encode()[:2]) == 0
     assert whole_characters("a€".encode()[:3]) == 1
     assert whole_characters("a€".encode()) == 4
+
+
+# -- a follower of a job that says nothing ---------------------------------------------------------------------------
+
+
+def follower_of(folder: Path, status: str, may_go_on: Callable[[], Awaitable[None]]) -> Follower:
+    """Follows a job that stays as it is and has printed nothing."""
+    row = SimpleNamespace(
+        id=uuid.uuid4(),
+        name="job",
+        attempt=1,
+        running_attempt=1,
+        running_since=datetime.now(UTC) if status == "RUNNING" else None,
+        final_status=None,
+        reason=None,
+    )
+
+    async def look() -> Found:
+        return Found(row)  # type: ignore[arg-type]
+
+    hub = Hub(None)  # type: ignore[arg-type]  # asks its database only when it runs
+    return Follower(hub, Ticker(0.001), OutputStore(folder), look, may_go_on, STREAMS, text=True)
+
+
+async def nothing() -> None:
+    """The reader may go on."""
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "PENDING"])
+def test_a_silent_job_s_followers_hear_that_somebody_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    monkeypatch.setattr(streams, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(streams, "_RECHECK_SECONDS", 0.01)
+
+    async def main() -> list[Event]:
+        found = []
+        async for event in follower_of(tmp_path, status, nothing).events(Position()):
+            found.append(event)
+            if len(found) == 3:
+                break
+        return found
+
+    first, *others = asyncio.run(main())
+    assert (first.kind, first.job.status) == ("status", status)
+    assert [event.kind for event in others] == ["heartbeat", "heartbeat"]
+    assert {event.position for event in others} == {Position(attempt=1)}
+    assert _encode(others[0]) == b":\n\n"  # a comment, which moves no Last-Event-ID
+
+
+def test_a_follower_s_right_is_looked_at_while_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_RECHECK_SECONDS", 0.01)
+    asked = 0
+
+    async def twice() -> None:
+        nonlocal asked
+        asked += 1
+        if asked > 2:
+            raise NotAuthenticated
+
+    async def main() -> None:
+        async for event in follower_of(tmp_path, "PENDING", twice).events(Position()):
+            assert event.kind == "status"
+
+    with pytest.raises(NotAuthenticated):
+        asyncio.run(asyncio.wait_for(main(), 5))
