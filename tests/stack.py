@@ -25,6 +25,7 @@ import yaml
 
 from baselayer.supervision import RUNNING, Program, Supervisor
 from services import docs
+from services.run import end_leftovers
 from shell_service.settings import ROOT, Settings, load
 
 START_SECONDS = 75.0
@@ -193,6 +194,7 @@ class Stack:
         try:
             self.stop()
         finally:
+            end_leftovers(self.settings)  # whatever the test has killed
             shutil.rmtree(self.folder, ignore_errors=True)
             if not self.settings.socket_dir.is_relative_to(self.folder):
                 shutil.rmtree(self.settings.socket_dir, ignore_errors=True)
