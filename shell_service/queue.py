@@ -449,7 +449,7 @@ def release(session: Session, attempts: Sequence[Fenced]) -> list[bool]:
               DELETE FROM running_job r
               USING unnest(CAST(:ids AS uuid[]), CAST(:fences AS bigint[])) AS d(job_id, fence)
               WHERE r.job_id = d.job_id AND r.fence = d.fence AND r.started_at IS NULL
-              RETURNING r.job_id, r.user_id, r.ord, r.attempt, r.cancel_requested_at, r.cancelled_by),
+              RETURNING r.job_id, r.fence, r.user_id, r.ord, r.attempt, r.cancel_requested_at, r.cancelled_by),
             back AS (
               INSERT INTO ready_job (job_id, user_id, ord, attempt)
               SELECT job_id, user_id, ord, attempt - 1 FROM gone WHERE cancel_requested_at IS NULL),
@@ -457,7 +457,7 @@ def release(session: Session, attempts: Sequence[Fenced]) -> list[bool]:
               UPDATE job j SET status = 'CANCELLED', reason = 'cancelled by ' || g.cancelled_by,
                 cancelled_by = g.cancelled_by, finished_at = statement_timestamp(), modified = statement_timestamp()
               FROM gone g WHERE j.id = g.job_id AND g.cancel_requested_at IS NOT NULL AND j.status IS NULL)
-            SELECT job_id, cancel_requested_at IS NOT NULL AS cancelled FROM gone
+            SELECT job_id, fence, cancel_requested_at IS NOT NULL AS cancelled FROM gone
             """
         ),
         _fenced(attempts),
@@ -465,8 +465,8 @@ def release(session: Session, attempts: Sequence[Fenced]) -> list[bool]:
     _tell_of(session, "F", (row.job_id for row in rows if row.cancelled))
     if rows:
         _notify(session, "ready", "")
-    counted = {row.job_id for row in rows}
-    return [item.job_id in counted for item in attempts]
+    counted = {row.fence for row in rows}
+    return [item.fence in counted for item in attempts]
 
 
 def cancel(session: Session, job_ids: Sequence[uuid.UUID], by: str) -> None:

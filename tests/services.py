@@ -115,8 +115,11 @@ class Site:
         before = self.transact.sql("SELECT incarnation FROM runner")
         runner = self.start("runner", fail)
         eventually(
-            lambda: runner.process.poll() is not None
-            or self.transact.sql("SELECT incarnation FROM runner WHERE state = 'live' AND sandbox IS NULL") not in (before, [])
+            lambda: (
+                runner.process.poll() is not None
+                or self.transact.sql("SELECT incarnation FROM runner WHERE state = 'live' AND sandbox IS NULL")
+                not in (before, [])
+            )
         )
         return runner
 
@@ -130,7 +133,9 @@ class Site:
 
     def started(self, job_id: uuid.UUID) -> bool:
         """Whether the job runs, by the database."""
-        return bool(self.transact.sql("SELECT FROM running_job WHERE job_id = :id AND started_at IS NOT NULL", id=job_id))
+        return bool(
+            self.transact.sql("SELECT FROM running_job WHERE job_id = :id AND started_at IS NOT NULL", id=job_id)
+        )
 
     def final(self, job_id: uuid.UUID, seconds: float = 20.0) -> Any:
         """The job's row when it has ended."""

@@ -15,9 +15,9 @@ QUICK = {"heartbeat_seconds": 0.2, "lost_after": 1.5, "poll_seconds": 0.3, "slot
 @pytest.fixture
 def site(server: Server) -> Iterator[Site]:
     """A site where nothing runs yet. When the test is over, all promises must hold."""
-    with server.database() as url, Site(
-        url, runner=QUICK, jobs={"kill_grace": 0.5}, scheduler={"tick_seconds": 0.1}
-    ) as site:
+    with (
+        server.database() as url,
+        Site(url, runner=QUICK, jobs={"kill_grace": 0.5}, scheduler={"tick_seconds": 0.1}) as site,
+    ):
         yield site
         assert_truthful(site.transact)
-

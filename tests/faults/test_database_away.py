@@ -35,9 +35,10 @@ def postgres() -> Iterator[Server]:
 @pytest.fixture
 def site(postgres: Server) -> Iterator[Site]:
     """A site with runner and scheduler, on a server that may go away for longer than a runner may be silent."""
-    with postgres.database() as url, Site(
-        url, runner={**QUICK, "slots": 16}, jobs={"kill_grace": 0.5}, scheduler={"tick_seconds": 0.1}
-    ) as site:
+    with (
+        postgres.database() as url,
+        Site(url, runner={**QUICK, "slots": 16}, jobs={"kill_grace": 0.5}, scheduler={"tick_seconds": 0.1}) as site,
+    ):
         yield site
         assert_truthful(site.transact)
 

@@ -82,9 +82,7 @@ def _waits_for_lock(connection: sqlalchemy.Connection, pid: int) -> bool:
     return bool(connection.scalar(query, {"pid": pid}))
 
 
-def every_order(
-    engine: Engine, prepare: Callable[[], tuple[Act, Act]]
-) -> Iterator[tuple[Any, Any]]:
+def every_order(engine: Engine, prepare: Callable[[], tuple[Act, Act]]) -> Iterator[tuple[Any, Any]]:
     """Results of the two acts that `prepare` gives, anew for each order in which they can meet."""
     for swapped in (False, True):
         for stop_at in range(100):

@@ -66,15 +66,15 @@ def claim_buffers(transact: Transactions, runner: Enlisted, count: int) -> int:
 
 def fill(transact: Transactions, ready: int, users: int, finished: int) -> None:
     """A backlog of many users, and history."""
-    transact.sql(
-        'INSERT INTO "user" (username) SELECT \'many\' || n FROM generate_series(1, :users) AS n', users=users
-    )
+    many = "SELECT 'many' || n FROM generate_series(1, :users) AS n"
+    transact.sql(f'INSERT INTO "user" (username) {many}', users=users)
     for table, count in (("ready", ready), ("done", finished)):
         transact.sql(
-            "INSERT INTO job (id, user_id, name, priority, code, shell, args, env, stdin, timeout, retries, retry_delay,"
-            " on_lost, created_at, modified, status, finished_at)"
+            "INSERT INTO job (id, user_id, name, priority, code, shell, args, env, stdin, timeout, retries,"
+            " retry_delay, on_lost, created_at, modified, status, finished_at)"
             " SELECT gen_random_uuid(), 1 + n % :users, :name, 0, 'true', 'sh', '[]', '{}', '', 1, 0, 0, 'fail', now(),"
-            " now(), CASE WHEN :done THEN 'COMPLETED' END, CASE WHEN :done THEN now() END FROM generate_series(1, :count) n",
+            " now(), CASE WHEN :done THEN 'COMPLETED' END, CASE WHEN :done THEN now() END"
+            " FROM generate_series(1, :count) n",
             users=users, name=table, done=table == "done", count=count,
         )  # fmt: skip
     transact.sql("INSERT INTO ready_job (job_id, user_id, ord) SELECT id, user_id, 1 FROM job WHERE name = 'ready'")

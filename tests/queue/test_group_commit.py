@@ -144,7 +144,10 @@ def test_batches_and_single_submissions_store_the_same(transact: Transactions, u
     together = transact(queue.submit, items, LIMITS)
     alone = [transact(queue.submit, [item], LIMITS)[0] for item in same]
     assert [[job_id.int + 1 for job_id in ids] for ids in together] == [[job_id.int for job_id in ids] for ids in alone]
-    stored = "SELECT array_agg((priority, ord) ORDER BY j.id)::text FROM job j JOIN ready_job ON job_id = id WHERE j.user_id = :user"
+    stored = (
+        "SELECT array_agg((priority, ord) ORDER BY j.id)::text FROM job j JOIN ready_job ON job_id = id"
+        " WHERE j.user_id = :user"
+    )
     assert transact.scalar(stored, user=user) == transact.scalar(stored, user=other)
 
 
@@ -185,7 +188,8 @@ async def run(database: Database, act: Callable[[Session], Any]) -> Any:
 
 
 @pytest.mark.parametrize(
-    "statement", ["SET LOCAL statement_timeout = 50; SELECT pg_sleep(30)", "SET LOCAL lock_timeout = 50; LOCK TABLE job"]
+    "statement",
+    ["SET LOCAL statement_timeout = 50; SELECT pg_sleep(30)", "SET LOCAL lock_timeout = 50; LOCK TABLE job"],
 )
 def test_waiting_too_long_is_unavailability(database: Database, transact: Transactions, statement: str) -> None:
     with transact.engine.begin() as connection:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -55,7 +54,7 @@ class Meeting:
     def ready(self) -> None:
         """The only job is ready, and there is a new incarnation of the runner."""
         for table in ("ready_job", "deferred_job", "running_job", "idempotency_key", "job"):
-            self.transact.sql(f"DELETE FROM {table}")  # noqa: S608
+            self.transact.sql(f"DELETE FROM {table}")
         self.runner = self.transact(add_runner)
         (self.job,) = self.transact(add_jobs, self.user)
 

@@ -32,7 +32,9 @@ def test_check_constraints_are_those_of_the_models(transact: Transactions) -> No
         str(item.name) for table in Base.metadata.tables.values() for item in table.constraints
         if isinstance(item, sqlalchemy.CheckConstraint)
     }  # fmt: skip
-    found = transact.sql("SELECT conname FROM pg_constraint WHERE contype = 'c' AND connamespace = 'public'::regnamespace")
+    found = transact.sql(
+        "SELECT conname FROM pg_constraint WHERE contype = 'c' AND connamespace = 'public'::regnamespace"
+    )
     assert {row.conname for row in found} == wanted
 
 

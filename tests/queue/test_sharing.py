@@ -32,7 +32,7 @@ def test_limits_are_exact_under_eight_claimers(transact: Transactions) -> None:
     for round_ in range(12):
         for user in limits:
             transact(add_jobs, user, 20)
-        chooser = random.Random(round_)  # noqa: S311
+        chooser = random.Random(round_)
         together = threading.Barrier(8)
 
         def claim_all(runner: Enlisted, count: int, together: threading.Barrier = together) -> list[queue.Claim]:
@@ -77,9 +77,7 @@ def test_limits_are_exact_while_jobs_end(transact: Transactions) -> None:
         assert sum(threads.map(work_until_empty, runners)) == 450
 
 
-def reference(
-    users: list[tuple[int, int, int]], count: int, order: list[int]
-) -> Counter[int]:
+def reference(users: list[tuple[int, int, int]], count: int, order: list[int]) -> Counter[int]:
     """Slots by user as max-min fairness gives them, one at a time: `users` are (running, waiting, limit)."""
     running = [user[0] for user in users]
     given: Counter[int] = Counter()
@@ -107,7 +105,9 @@ _JOBS_OF_RUNNING = text(
 def fill(session: Session, users: list[tuple[int, int, int]], runner: Enlisted) -> None:
     session.execute(text("TRUNCATE ready_job, running_job, job"))
     for user, (running, waiting, limit) in enumerate(users, 1):
-        session.execute(text("UPDATE user_limits SET max_running = :limit WHERE user_id = :user"), locals())
+        session.execute(
+            text("UPDATE user_limits SET max_running = :limit WHERE user_id = :user"), {"user": user, "limit": limit}
+        )
         session.execute(
             text(
                 "INSERT INTO running_job (job_id, user_id, ord, attempt, fence, runner_id, incarnation)"
@@ -145,7 +145,10 @@ def test_claims_are_shared_by_max_min(
     order = sorted(range(len(users)), key=lambda i: (i + 1 <= cursor, i))
     expected = reference(users, count, order)
     heads = {
-        user: [row.job_id for row in eight.sql("SELECT job_id FROM ready_job WHERE user_id = :u ORDER BY ord, job_id", u=user)]
+        user: [
+            row.job_id
+            for row in eight.sql("SELECT job_id FROM ready_job WHERE user_id = :u ORDER BY ord, job_id", u=user)
+        ]
         for user in range(1, len(users) + 1)
     }
     claims = eight(runner.claim, count, cursor)

@@ -32,7 +32,7 @@ def job(transact: Transactions, job_id: uuid.UUID) -> Any:
 def place(transact: Transactions, job_id: uuid.UUID) -> str:
     """The table in which a job stands, or its final status."""
     for table in ("ready_job", "deferred_job", "running_job"):
-        if transact.sql(f"SELECT FROM {table} WHERE job_id = :id", id=job_id):  # noqa: S608
+        if transact.sql(f"SELECT FROM {table} WHERE job_id = :id", id=job_id):
             return table.removesuffix("_job")
     return str(job(transact, job_id).status)
 
@@ -212,6 +212,14 @@ def test_releasing_leaves_alone_what_began(transact: Transactions, user: int, ru
     assert place(transact, claim.job_id) == "running"
 
 
+def test_releasing_an_old_claim_beside_the_true_one(transact: Transactions, user: int, runner: Enlisted) -> None:
+    transact(add_jobs, user)
+    (old,) = transact(runner.claim)
+    transact(queue.release, [fenced(old)])
+    (new,) = transact(runner.claim)
+    assert transact(queue.release, [fenced(old), fenced(new)]) == [False, True]
+
+
 def test_releasing_a_cancelled_job_ends_it(transact: Transactions, user: int, runner: Enlisted) -> None:
     transact(add_jobs, user)
     (claim,) = transact(runner.claim)
@@ -345,7 +353,9 @@ def test_a_runner_that_leaves_what_began_is_still_waited_for(
     assert place(transact, claim.job_id) == "NODE_FAIL"
 
 
-def submission(user: int, *, key: str | None = None, digest: bytes = b"", jobs: list[NewJob] | None = None) -> Submission:
+def submission(
+    user: int, *, key: str | None = None, digest: bytes = b"", jobs: list[NewJob] | None = None
+) -> Submission:
     return Submission(user, NewJobFactory.build_batch(1, user_id=user) if jobs is None else jobs, key, digest)
 
 

@@ -64,7 +64,9 @@ steps = st.lists(st.tuples(st.sampled_from(["begin", "end", "settled"]), st.inte
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=steps, data=st.data())
-def test_a_crash_at_any_byte_leaves_old_or_new(tmp_path: Path, steps: list[tuple[str, int]], data: st.DataObject) -> None:
+def test_a_crash_at_any_byte_leaves_old_or_new(
+    tmp_path: Path, steps: list[tuple[str, int]], data: st.DataObject
+) -> None:
     path = tmp_path / uuid.uuid4().hex
     ours = Journal(path)
     states, ends = [reopened(path)], [path.stat().st_size]

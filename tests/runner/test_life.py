@@ -79,9 +79,9 @@ def test_a_claim_whose_answer_was_lost_is_given_back(site: Site) -> None:
         user = connection.exec_driver_sql('SELECT min(id) FROM "user"').scalar()
         job_id = uuid.uuid4()
         connection.exec_driver_sql(
-            "INSERT INTO job (id, user_id, name, priority, code, shell, args, env, stdin, timeout, retries, retry_delay,"
-            " on_lost, created_at, modified) VALUES (%s, %s, 'job', 0, 'true', 'sh', '[]', '{}', '', 9, 0, 0, 'fail',"
-            " now(), now())",
+            "INSERT INTO job (id, user_id, name, priority, code, shell, args, env, stdin, timeout, retries,"
+            " retry_delay, on_lost, created_at, modified) VALUES (%s, %s, 'job', 0, 'true', 'sh', '[]', '{}', '',"
+            " 9, 0, 0, 'fail', now(), now())",
             (str(job_id), user),
         )
         connection.exec_driver_sql(
@@ -94,12 +94,32 @@ def test_a_claim_whose_answer_was_lost_is_given_back(site: Site) -> None:
     assert "giving back 1 jobs" in runner.log()
 
 
+_REFUSE = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+CREATE TRIGGER refuse BEFORE UPDATE ON running_job FOR EACH ROW EXECUTE FUNCTION refuse();
+"""
+
+
+def test_a_script_that_may_not_begin_does_not(site: Site) -> None:
+    with site.transact.engine.begin() as connection:
+        connection.exec_driver_sql(_REFUSE)  # so that no start can be recorded
+    site.start_runner()
+    job_id = site.submit("echo begun")
+    eventually(lambda: site.transact.scalar("SELECT count(*) FROM witness WHERE what = 'claimed'") >= 5)
+    assert not site.outputs.path(job_id, 1, "stdout").exists()
+    assert site.job(job_id).status is None
+    site.transact.sql("DROP TRIGGER refuse ON running_job")
+    job = site.final(job_id)
+    assert (job.status, job.attempt, site.output(job)) == ("COMPLETED", 1, b"begun\n")
+    assert_truthful(site.transact)
+
+
 def test_a_runner_declared_gone_begins_anew(site: Site) -> None:
     mark = "317.0625"
     runner = site.start_runner()
     job_id = site.submit(f"sleep {mark}")
     eventually(lambda: processes(mark))
-    runner_id, (incarnation, beat) = next(iter(site.transact(queue.heartbeats).items()))
+    runner_id, (incarnation, _) = next(iter(site.transact(queue.heartbeats).items()))
     expired = eventually(
         lambda: site.transact(queue.expire, runner_id, *site.transact(queue.heartbeats)[runner_id])
     )  # as fast as it beats

@@ -145,7 +145,8 @@ def test_retries(site: Site) -> None:
     for attempt, delay in ((1, 100), (2, 200)):
         eventually(lambda: site.transact.sql("SELECT FROM deferred_job WHERE job_id = :id", id=job_id))
         row = site.transact.sql(
-            "SELECT attempt, extract(epoch FROM run_at - clock_timestamp()) AS wait FROM deferred_job WHERE job_id = :id",
+            "SELECT attempt, extract(epoch FROM run_at - clock_timestamp()) AS wait FROM deferred_job"
+            " WHERE job_id = :id",
             id=job_id,
         )[0]
         assert (row.attempt, site.job(job_id).status) == (attempt, None)
@@ -245,7 +246,9 @@ def test_many_jobs_of_many_users(site: Site) -> None:
     users = [site.transact(add_user) for _ in range(5)]
     ids = {}
     for user in users:
-        for number, job_id in enumerate(site.transact(add_jobs, user, 20, code='echo "$0" "$USER"; cat', stdin=f"for {user}")):
+        for number, job_id in enumerate(
+            site.transact(add_jobs, user, 20, code='echo "$0" "$USER"; cat', stdin=f"for {user}")
+        ):
             ids[job_id] = (user, number)
     for job_id, (user, _) in ids.items():
         job = site.final(job_id)
