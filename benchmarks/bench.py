@@ -16,6 +16,7 @@ from tests.stack import Stack
 
 USERS = 100
 HELLO = {"code": "echo hello"}
+LATER = {**HELLO, "delay": 86_400}  # stored now, not run while the storing is measured
 
 # Users may submit as fast as they can: what is measured is the service, not its limits.
 OVERRIDES: dict[str, dict[str, Any]] = {
@@ -29,8 +30,7 @@ class Bench:
     """A running stack, and users of it."""
 
     stack: Stack
-    tokens: Sequence[str]  # of users who run jobs
-    paused: Sequence[str]  # of users whose jobs are stored and wait, as they may run none
+    tokens: Sequence[str]  # one of each user
     overrides: Mapping[str, Any]  # sections of the stack's configuration
     quick: bool = False
 
@@ -51,17 +51,15 @@ class Bench:
         """Make the users, through the API, and run a few jobs of each to warm up."""
         admin = await Connection.open(stack.settings.server.port)
 
-        async def user(name: str, limits: dict[str, int]) -> str:
-            body = {"username": name, "limits": limits}
-            (await admin.request("POST", "/api/users", stack.admin_token, body)).data()
+        async def user(name: str) -> str:
+            (await admin.request("POST", "/api/users", stack.admin_token, {"username": name})).data()
             made = await admin.request("POST", "/api/tokens", stack.admin_token, {"name": "bench", "username": name})
             token: str = made.data()["token"]
             return token
 
-        tokens = [await user(f"user{number:03}", {}) for number in range(USERS)]
-        paused = [await user(f"paused{number:03}", {"max_running": 0}) for number in range(USERS)]
+        tokens = [await user(f"user{number:03}") for number in range(USERS)]
         admin.close()
-        bench = cls(stack, tokens, paused, overrides, quick)
+        bench = cls(stack, tokens, overrides, quick)
         await bench.end_to_end(3 * USERS)
         return bench
 
@@ -87,10 +85,10 @@ class Bench:
         """Each user posts a job and waits for its end, again and again; what it printed is checked. Jobs a second."""
         return await self.in_parallel(jobs, USERS, self.tokens, run_hello)
 
-    async def clear_paused(self) -> None:
-        """Cancel what the paused users have waiting."""
+    async def cancel_all(self) -> None:
+        """Cancel what the users have waiting."""
         connection = await Connection.open(self.port)
-        for token in self.paused:
+        for token in self.tokens:
             while (await connection.request("POST", "/api/jobs/cancel", token, {})).data()["cancelled"] >= 20_000:
                 pass
         connection.close()

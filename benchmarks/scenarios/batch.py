@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import orjson
 
-from benchmarks.bench import HELLO, Bench, Shares
+from benchmarks.bench import LATER, Bench, Shares
 from benchmarks.client import Connection, UnexpectedAnswer
 from benchmarks.results import Row
 
@@ -14,7 +14,7 @@ CONNECTIONS = 4
 
 async def run(bench: Bench) -> list[Row]:
     batches, ours = bench.scaled(20), []
-    body = orjson.dumps({"jobs": [HELLO] * SIZE})
+    body = orjson.dumps({"jobs": [LATER] * SIZE})
     for _ in range(bench.rounds):
         ids: set[str] = set()
 
@@ -22,10 +22,10 @@ async def run(bench: Bench) -> list[Row]:
             ids.update(job["id"] for job in (await connection.request("POST", "/api/jobs/batch", token, body)).data())
 
         with Shares(bench.stack, batches * SIZE) as shares:
-            ours.append(SIZE * await bench.in_parallel(batches, CONNECTIONS, bench.paused, submit))
+            ours.append(SIZE * await bench.in_parallel(batches, CONNECTIONS, bench.tokens, submit))
         if len(ids) != batches * SIZE:
             raise UnexpectedAnswer(f"{batches * SIZE} submissions made {len(ids)} jobs")
-        await bench.clear_paused()
+        await bench.cancel_all()
     return [
         Row(
             "batch",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.bench import HELLO, Bench, Shares
+from benchmarks.bench import LATER, Bench, Shares
 from benchmarks.client import Connection, UnexpectedAnswer
 from benchmarks.results import Row
 
@@ -12,20 +12,20 @@ CONNECTIONS = 32
 async def run(bench: Bench) -> list[Row]:
     requests, ours, theirs = bench.scaled(10_000), [], []
     for _ in range(bench.rounds):
-        theirs.append(await bench.in_parallel(requests, CONNECTIONS, bench.paused, nothing))
+        theirs.append(await bench.in_parallel(requests, CONNECTIONS, bench.tokens, nothing))
         ids: set[str] = set()
 
         async def submit(connection: Connection, token: str, ids: set[str] = ids) -> None:
-            job = (await connection.request("POST", "/api/jobs", token, HELLO)).data()
+            job = (await connection.request("POST", "/api/jobs", token, LATER)).data()
             if job["status"] != "PENDING":
-                raise UnexpectedAnswer(f"a job of a user who may run none: {job}")
+                raise UnexpectedAnswer(f"a job for tomorrow: {job}")
             ids.add(job["id"])
 
         with Shares(bench.stack, requests) as shares:
-            ours.append(await bench.in_parallel(requests, CONNECTIONS, bench.paused, submit))
+            ours.append(await bench.in_parallel(requests, CONNECTIONS, bench.tokens, submit))
         if len(ids) != requests:
             raise UnexpectedAnswer(f"{requests} submissions made {len(ids)} jobs")
-        await bench.clear_paused()
+        await bench.cancel_all()
     return [
         Row(
             "submit",
