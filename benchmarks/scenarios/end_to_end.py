@@ -9,7 +9,7 @@ from benchmarks.results import Row
 async def run(bench: Bench) -> list[Row]:
     jobs, ours, theirs = bench.scaled(5000), [], []
     for _ in range(bench.rounds):
-        theirs.append((await bare_sandbox(bench.scaled(1500), 4))["per_second"])
+        theirs.append((await bare_sandbox(bench.scaled(1000), 4))["per_second"])
         with Shares(bench.stack, jobs) as shares:
             ours.append(await bench.end_to_end(jobs))
     return [

@@ -57,7 +57,7 @@ SELECT id, user_id, extract(epoch FROM created_at) * 1000 FROM new WHERE run_at 
 
 
 async def run(bench: Bench) -> list[Row]:
-    jobs, with_history, without = bench.scaled(3000), [], []
+    jobs, with_history, without = bench.scaled(2500), [], []
     with Stack(**bench.overrides) as stack:
         other = await Bench.set_up(stack, bench.overrides, bench.quick)
         began = time.perf_counter()
@@ -65,7 +65,7 @@ async def run(bench: Bench) -> list[Row]:
         filled = time.perf_counter() - began
         await other.end_to_end(300)
         await bench.end_to_end(300)
-        for _ in range(bench.rounds + 1):
+        for _ in range(bench.rounds):
             with Shares(bench.stack, jobs) as before:
                 without.append(await bench.end_to_end(jobs))
             with Shares(stack, jobs) as after:
