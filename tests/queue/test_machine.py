@@ -289,7 +289,7 @@ def examples(count: int, steps: int) -> settings:
 
 
 def test_no_sequence_of_moves_breaks_a_promise(machine: type[QueueMachine]) -> None:
-    run_state_machine_as_test(machine, settings=examples(150, 40))
+    run_state_machine_as_test(machine, settings=examples(120, 40))
 
 
 @pytest.mark.soak
