@@ -16,7 +16,7 @@ import hmac
 import ipaddress
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -129,6 +129,7 @@ class Authenticator:
         self._generation = 0
         self._failures = Throttle(failures_per_minute)
         self._lookups: Batcher[bytes, Caller | None] = Batcher(self._look_up)
+        self._recent: set[bytes] = set()  # digests of tokens used since they were last looked at
         self._used: set[int] = set()
 
     async def authenticate(self, header: str | None, address: str) -> Caller:
@@ -154,6 +155,7 @@ class Authenticator:
         entry = self._known.get(digest)
         if entry and now - entry[0] < self._trust:
             caller: Caller | None = entry[1]
+            self._recent.add(digest)
         else:
             generation = self._generation
             caller = await self._lookups.put(digest)
@@ -173,16 +175,39 @@ class Authenticator:
         self._known.clear()
 
     async def _look_up(self, digests: list[bytes]) -> list[Caller | Exception | None]:
-        found = await self._database.ask(_select_callers, digests)
-        callers: list[Caller | Exception | None] = []
-        for digest in digests:
-            row = next((row for row in found if hmac.compare_digest(row[0], digest)), None)
-            callers.append(self._caller(row) if row else None)
-        return callers
+        found = {row[0]: row for row in await self._database.ask(_select_callers, digests)}
+        rows = [found.get(digest) for digest in digests]
+        return [
+            self._caller(row) if row and hmac.compare_digest(row[0], digest) else None
+            for row, digest in zip(rows, digests, strict=True)
+        ]
 
     def _caller(self, row: tuple[Any, ...]) -> Caller:
         _, token_id, granted, expires_at, user_id, username, role = row
         return Caller(user_id, username, role, self._scopes.effective(role, granted), token_id, expires_at)
+
+    def background(self) -> list[Coroutine[Any, Any, None]]:
+        """What has to run beside `authenticate`."""
+        return [self.keep_fresh(), self.note_use()]
+
+    async def keep_fresh(self) -> None:
+        """Until cancelled: look again, all at once, at the tokens used lately, before what is known of them is old.
+
+        So a busy token costs one row of a query now and then, and its requests do not wait for it.
+        """
+        while True:
+            await asyncio.sleep(self._trust / 2)
+            recent, self._recent = list(self._recent), set()
+            if recent:
+                now, generation = time.monotonic(), self._generation
+                with contextlib.suppress(Unavailable):  # what is known grows old, and requests find out themselves
+                    for digest, caller in zip(recent, await self._look_up(recent), strict=True):
+                        if generation != self._generation:
+                            break
+                        if isinstance(caller, Caller):
+                            self._known[digest] = (now, caller)
+                        else:
+                            self._known.pop(digest, None)
 
     async def note_use(self) -> None:
         """Every few seconds, until cancelled: write when tokens were last used, to the minute."""

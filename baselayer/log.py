@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import contextvars
 import logging
 import sys
 from datetime import UTC, datetime
+from typing import TextIO
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
 
@@ -30,9 +33,41 @@ class LineFormatter(logging.Formatter):
         return f"{time} {record.levelname:<7} {request_id.get()} {record.name}: {message}"
 
 
+class GatheringHandler(logging.StreamHandler[TextIO]):
+    """Writes what a busy event loop logs some lines at once: a write wakes its reader, which costs more than the line.
+
+    A line waits for `SECONDS` at the most; warnings and worse, and what threads log, are written at once.
+    """
+
+    SECONDS = 0.05
+    _LINES = 256
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append(self.format(record) + self.terminator)
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        if loop is None or record.levelno >= logging.WARNING or len(self._lines) >= self._LINES:
+            self.flush()
+        elif len(self._lines) == 1:
+            loop.call_later(self.SECONDS, self.flush)
+
+    def flush(self) -> None:
+        with self.lock or contextlib.nullcontext():
+            lines, self._lines = self._lines, []
+            if lines:
+                self.stream.write("".join(lines))
+            super().flush()
+
+
 def set_up(level: str) -> None:
     """Send log lines of `level` and above to standard error, where supervisor collects them."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = GatheringHandler(sys.stderr)
     handler.setFormatter(LineFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("tornado.access").setLevel(logging.ERROR)

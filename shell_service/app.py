@@ -62,7 +62,7 @@ class App:
             {"job": self.hub.heard, "access": lambda _: self.authenticator.forget()},
             on_connect=self._caught_up,
         )
-        return [listener.run(), self.hub.run(), self.ticker.run(), self.authenticator.note_use()]
+        return [listener.run(), self.hub.run(), self.ticker.run(), *self.authenticator.background()]
 
     def _caught_up(self) -> None:
         self.authenticator.forget()

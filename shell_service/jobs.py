@@ -251,10 +251,7 @@ def new_record(job: NewJob, caller: Caller) -> dict[str, Any]:
     """The record of a job that has just been stored."""
     values = vars(job)
     same = ["name", "code", "shell", "args", "env", "timeout", "priority", "retries", "retry_delay", "on_lost"]
-    empty = (
-        "reason, started_at, finished_at, return_code, signal, stdout, stderr, stdout_bytes, stderr_bytes,"
-        " output_truncated, wall_seconds, cpu_seconds, max_rss_bytes, runner, cancelled_by, position"
-    ).split(", ")
+    empty = ["reason", "started_at", "finished_at", "return_code", "signal", "stdout", "stderr", "stdout_bytes", "stderr_bytes", "output_truncated", "wall_seconds", "cpu_seconds", "max_rss_bytes", "runner", "cancelled_by", "position"]
     at = rfc3339(job.run_at)
     return {
         "id": public_id(job.name, job.id),

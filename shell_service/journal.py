@@ -7,13 +7,14 @@ of the whole host no process is left to settle with, and the database counts.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from shell_service.queue import Result
 
@@ -41,7 +42,7 @@ class Journal:
         self._open: dict[int, list[dict[str, Any]]] = {}  # lines of attempts that are not settled, by fence
         for line in path.read_bytes().splitlines() if path.exists() else ():
             try:
-                self._apply(json.loads(line))
+                self._apply(orjson.loads(line))
             except (ValueError, TypeError, KeyError):
                 continue  # the last line of a process that died while it wrote it
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -71,7 +72,7 @@ class Journal:
             logger.error("cannot note the end of job %s: %s", result.job_id.hex, error)
 
     def _note_end(self, result: Result) -> None:
-        self._write({"fence": result.fence, "result": {**asdict(result), "job_id": result.job_id.hex}})
+        self._write({"fence": result.fence, "result": {**vars(result), "job_id": result.job_id.hex}})
 
     def settled(self, fence: int) -> None:
         """The database knows all there is to know of this attempt."""
@@ -85,15 +86,15 @@ class Journal:
 
     def _write(self, line: dict[str, Any]) -> None:
         self._apply(line)
-        self._size += os.write(self._file, json.dumps(line).encode() + b"\n")
+        self._size += os.write(self._file, orjson.dumps(line) + b"\n")
         if self._size > _COMPACT_BYTES:
             self._compact()
 
     def _compact(self) -> None:
         """Keep only what is not settled."""
         fresh = self._path.with_suffix(".new")
-        lines = [json.dumps(line) + "\n" for entry in self._open.values() for line in entry]
-        fresh.write_text("".join(lines))
+        lines = [orjson.dumps(line) + b"\n" for entry in self._open.values() for line in entry]
+        fresh.write_bytes(b"".join(lines))
         os.replace(fresh, self._path)
         os.close(self._file)
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
