@@ -78,7 +78,7 @@ class Cluster:
         The data folder appears complete or not at all, so a start that was cut short is simply repeated. It is also
         given to `account` again when it belongs to somebody else, as after a change from root to an ordinary user.
         """
-        self._make_password()
+        self.make_password()
         self.sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.sockets.chmod(0o700)
         self._own(self.sockets)
@@ -137,7 +137,7 @@ class Cluster:
             stdout=log, stderr=log, start_new_session=True, preexec_fn=self.enter,
         )  # fmt: skip
 
-    def _make_password(self) -> None:
+    def make_password(self) -> None:
         """A generated password, 0600: it works for a uid without a name on this host, which peer authentication does
         not, and unlike trust it does not let in whoever only gets hold of the socket."""
         if self.password_file.exists():

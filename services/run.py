@@ -226,6 +226,8 @@ def run(settings: Settings, overlay: Path | None, say: Callable[[str], None]) ->
     nothing of it is left either.
     """
     layout.prepare_folders(settings)
+    if settings.database.url == "embedded":
+        settings.cluster.make_password()  # before anybody asks for it: all services start at once
     with alone(settings):
         if count := end_leftovers(settings):
             say(f"[check] ended {count} processes that an earlier start had left")

@@ -247,11 +247,20 @@ def record(found: Found, caller: Caller, outputs: OutputStore, tail: int = RECOR
     }
 
 
+_AS_ASKED = (
+    *("name", "code", "shell", "args", "env", "timeout", "priority"),
+    *("retries", "retry_delay", "on_lost"),
+)
+_NOT_YET = (
+    *("reason", "started_at", "finished_at", "return_code", "signal"),
+    *("stdout", "stderr", "stdout_bytes", "stderr_bytes", "output_truncated"),
+    *("wall_seconds", "cpu_seconds", "max_rss_bytes", "runner", "cancelled_by", "position"),
+)
+
+
 def new_record(job: NewJob, caller: Caller) -> dict[str, Any]:
     """The record of a job that has just been stored."""
     values = vars(job)
-    same = ["name", "code", "shell", "args", "env", "timeout", "priority", "retries", "retry_delay", "on_lost"]
-    empty = ["reason", "started_at", "finished_at", "return_code", "signal", "stdout", "stderr", "stdout_bytes", "stderr_bytes", "output_truncated", "wall_seconds", "cpu_seconds", "max_rss_bytes", "runner", "cancelled_by", "position"]
     at = rfc3339(job.run_at)
     return {
         "id": public_id(job.name, job.id),
@@ -263,8 +272,8 @@ def new_record(job: NewJob, caller: Caller) -> dict[str, Any]:
         "modified": rfc3339(job.created_at),
         "run_at": at,
         "pending_reason": f"starts at {at}" if job.deferred else "waiting for a free slot",
-        **{name: values[name] for name in same},
-        **dict.fromkeys(empty),
+        **{name: values[name] for name in _AS_ASKED},
+        **dict.fromkeys(_NOT_YET),
     }
 
 
