@@ -110,6 +110,16 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(target=fences, name=st.sampled_from(_NAMES), count=st.integers(1, 4), lost=st.booleans())
     def claim(self, name: str, count: int, lost: bool) -> Any:
         """Where the answer is `lost`, the runner does not learn that it has claimed."""
+        return multiple(*self._claim(name, count, lost))
+
+    @rule(target=fences, names=st.permutations(_NAMES), count=st.integers(1, 2))
+    def claim_and_give_back_and_claim(self, names: list[str], count: int) -> Any:
+        """So that there are old fences of jobs that run."""
+        old = self._claim(names[0], count)
+        self.release(old)
+        return multiple(*old, *self._claim(names[1], count))
+
+    def _claim(self, name: str, count: int, lost: bool = False) -> list[Fenced]:
         runner = self.runners[name]
         before = {
             row.user_id: row.n for row in self.transact.sql("SELECT user_id, count(*) n FROM running_job GROUP BY 1")
@@ -119,7 +129,7 @@ class QueueMachine(RuleBasedStateMachine):
         except sqlalchemy.exc.DBAPIError as error:
             assert error.orig.pgcode == "SH001"  # type: ignore[union-attr]
             assert runner.incarnation in self.gone
-            return multiple()
+            return []
         assert runner.incarnation not in self.gone
         taken: dict[int, int] = dict(before)
         for claim in claims:
@@ -128,7 +138,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.claims.update({claim.fence: claim for claim in claims})
         if not lost:
             self.held[name].update(claim.fence for claim in claims)
-        return multiple(*(Fenced(claim.job_id, claim.fence) for claim in claims))
+        return [Fenced(claim.job_id, claim.fence) for claim in claims]
 
     @rule(fenced=fences)
     def mark_started(self, fenced: Fenced) -> None:
@@ -288,6 +298,7 @@ def examples(count: int, steps: int) -> settings:
     )
 
 
+@pytest.mark.timeout(600)  # when it has found something, it takes its time to find the shortest
 def test_no_sequence_of_moves_breaks_a_promise(machine: type[QueueMachine]) -> None:
     run_state_machine_as_test(machine, settings=examples(120, 40))
 
