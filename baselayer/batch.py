@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
@@ -11,6 +12,8 @@ from baselayer.errors import Unavailable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
 
 
 class Batcher(Generic[Item, Result]):
@@ -62,4 +65,5 @@ class Batcher(Generic[Item, Result]):
         except Exception as error:
             if len(items) == 1:
                 return [error]
+            logger.warning("a batch of %d failed, its items are tried one by one: %r", len(items), error)
             return [(await self._results([item]))[0] for item in items]
