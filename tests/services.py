@@ -96,13 +96,12 @@ class Site:
         for service in self.services:
             service.kill()
         self.transact.engine.dispose()
-        if kind is None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            if not self.settings.socket_dir.is_relative_to(self.folder):
-                shutil.rmtree(self.settings.socket_dir, ignore_errors=True)
-        else:
+        if kind is not None:
             for service in self.services:
                 print(f"--- {service.name} {service.pid}\n{service.log()[-4000:]}")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if not self.settings.socket_dir.is_relative_to(self.folder):
+            shutil.rmtree(self.settings.socket_dir, ignore_errors=True)
 
     def start(self, name: str, fail: str = "") -> Service:
         """Start a service."""
