@@ -29,10 +29,17 @@ class Batcher(Generic[Item, Result]):
         *,
         max_items: int = 200,
         max_queue: int = 10_000,
+        linger: float = 0.0,
     ) -> None:
+        """`linger` is for how many seconds a batch of several is followed by a pause, in which the next one grows.
+
+        What comes alone never waits. Where a batch costs much more than an item, a pause shorter than a batch takes
+        lets the same items come in fewer batches.
+        """
         self._flush = flush
         self._max_items = max_items
         self._max_queue = max_queue
+        self._linger = linger
         self._queue: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._task: asyncio.Task[None] | None = None
 
@@ -56,6 +63,8 @@ class Batcher(Generic[Item, Result]):
                     future.set_exception(result)
                 else:
                     future.set_result(result)
+            if self._linger and len(batch) > 1:
+                await asyncio.sleep(self._linger)
 
     async def _results(self, items: list[Item]) -> Sequence[Result | Exception]:
         try:

@@ -91,12 +91,8 @@ def submit(session: Session, submissions: Sequence[Submission], defaults: Limits
     A submission with an Idempotency-Key seen before gets the ids of then, or `IdempotencyMismatch`.
     """
     users = sorted({item.user_id for item in submissions})
-    session.execute(
-        text("SELECT pg_advisory_xact_lock(:key, u) FROM (SELECT unnest(CAST(:users AS int[])) AS u ORDER BY 1) AS s"),
-        {"key": _USER_LOCK, "users": users},
-    )
-    known = _known_keys(session, submissions)
     budgets = _budgets(session, users, defaults)
+    known = _known_keys(session, submissions)
     results: list[list[uuid.UUID] | Exception] = []
     jobs: list[NewJob] = []
     keys: list[dict[str, Any]] = []
@@ -179,14 +175,18 @@ class _Budget:
 
 
 def _budgets(session: Session, users: Sequence[int], defaults: Limits) -> dict[int, _Budget]:
-    """The queue is counted, not kept in a counter: all claims and cancels of a user would wait for that row.
+    """What these users may still submit; until the end of the transaction nobody else submits for them.
+
+    The queue is counted, not kept in a counter: all claims and cancels of a user would wait for that row.
 
     Submissions of the last minute are: those of this minute by the clock, and of the one before as much as the last
     sixty seconds reach into it.
     """
     rows = session.execute(
         text(
+            # Two statements on one way to the server. The second sees all that was there when the locks were had.
             f"""
+            SELECT pg_advisory_xact_lock(:key, u) FROM (SELECT unnest(CAST(:users AS int[])) AS u ORDER BY 1) AS s;
             SELECT u.id, u.active, lim.max_running, lim.max_queued, lim.jobs_per_minute,
               (SELECT count(*) FROM (SELECT FROM ready_job q WHERE q.user_id = u.id LIMIT lim.max_queued + 1) AS c)
               + (SELECT count(*) FROM (SELECT FROM deferred_job q WHERE q.user_id = u.id LIMIT lim.max_queued + 1) AS c)
@@ -202,7 +202,7 @@ def _budgets(session: Session, users: Sequence[int], defaults: Limits) -> dict[i
             WHERE u.id = ANY(CAST(:users AS int[]))
             """
         ),
-        {**asdict(defaults), "users": list(users)},
+        {**asdict(defaults), "users": list(users), "key": _USER_LOCK},
     )
     return {
         row.id: _Budget(

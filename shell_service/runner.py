@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 R = TypeVar("R")
 
 _RETRY_MAX = 2.0  # longest pause between tries to reach the database, seconds
+_NO_HURRY = 0.005  # seconds before a slot is offered that was free anyway
 _RETEST_SECONDS = 10.0  # between self-tests of a sandbox that did not work
 
 
@@ -64,6 +65,7 @@ class Runner:
         self._tasks: set[asyncio.Task[None]] = set()
         self._strangers: set[int] = set()  # fences that the last look found in the database only
         self._wake = asyncio.Event()
+        self._full = False  # whether the last claim got all that it asked for, so that more may be waiting
         self._id = 0
         self._incarnation = uuid.uuid4()
         self._cursor = int.from_bytes(os.urandom(2))
@@ -145,7 +147,8 @@ class Runner:
 
     async def _test_forever(self) -> None:
         while True:
-            await asyncio.sleep(_RETEST_SECONDS)
+            await asyncio.sleep(_NO_HURRY = 0.005  # seconds
+_RETEST_SECONDS)
             if self._problem:
                 self._problem = await self._sandbox.self_test()
                 if not self._problem:
@@ -171,8 +174,9 @@ class Runner:
             self._wake.clear()
             free = self._settings.runner.slots - len(self._attempts)
             claimed = await self._claim(free) if free > 0 and not self._problem else 0
-            if claimed and claimed == free:
-                continue  # full: the next free slot wakes us
+            self._full = claimed == free
+            if claimed and self._full:
+                continue  # the next free slot wakes us
             try:
                 async with asyncio.timeout(poll):
                     await self._wake.wait()
@@ -238,7 +242,15 @@ class Runner:
             attempt.kill("NODE_FAIL")
         finally:
             self._attempts.pop(fence, None)
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """There is a free slot. If none was missing, only users at their limit can have a job for it: no hurry then,
+        and whoever waits for the job that has just ended has the processor first."""
+        if self._full:
             self._wake.set()
+        else:
+            asyncio.get_running_loop().call_later(_NO_HURRY, self._wake.set)
 
     async def _may_start(self, fenced: Fenced) -> bool:
         return await self._persist(lambda: self._started.put(fenced))
