@@ -147,8 +147,7 @@ class Runner:
 
     async def _test_forever(self) -> None:
         while True:
-            await asyncio.sleep(_NO_HURRY = 0.005  # seconds
-_RETEST_SECONDS)
+            await asyncio.sleep(_RETEST_SECONDS)
             if self._problem:
                 self._problem = await self._sandbox.self_test()
                 if not self._problem:
