@@ -71,11 +71,13 @@ def is_disconnect(error: BaseException) -> bool:
     """Whether `error` says that the connection or the server is gone, rather than that the statement is wrong."""
     if isinstance(error, exc.DBAPIError):
         state = _state(error)
-        # 57P0x: shutdown, crash, starting up; 53300: too many connections; 25006: read-only after a fail-over.
+        # Class 08: connection; 53: no connections, memory or disk left; 57P0x: shutdown, crash, starting up; 58: the
+        # server's own system fails it; 25006: read-only after a fail-over.
         return (
             error.connection_invalidated
             or state[:4] == "57P0"
-            or state in ("53300", "25006")
+            or state[:2] in ("08", "53", "58")
+            or state == "25006"
             or (isinstance(error, exc.OperationalError) and not state)
         )
     return False

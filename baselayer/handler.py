@@ -350,7 +350,9 @@ class Handler(web.RequestHandler):
     def on_finish(self) -> None:
         self._leave()
         seconds = self.request.request_time()
-        self.context.metrics.observe(type(self).__name__, self.request.method or "", self.get_status(), seconds)
+        # Anyone can make up methods, and each label is kept for ever.
+        method = self.request.method if self.request.method in self.SUPPORTED_METHODS else "other"
+        self.context.metrics.observe(type(self).__name__, method or "other", self.get_status(), seconds)
         if self.context.log_requests:
             requests_logger.info(
                 "%s %s %d %.1f ms %s %s",

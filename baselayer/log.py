@@ -60,9 +60,12 @@ class GatheringHandler(logging.StreamHandler[TextIO]):
     def flush(self) -> None:
         with self.lock or contextlib.nullcontext():
             lines, self._lines = self._lines, []
-            if lines:
-                self.stream.write("".join(lines))
-            super().flush()
+            try:
+                if lines:
+                    self.stream.write("".join(lines))
+                super().flush()
+            except OSError:
+                pass  # nobody reads any more, as when the supervisor was killed: not worth ending for
 
 
 def set_up(level: str) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import URL, make_url, text
 from baselayer import postgres
 from services import layout, run
 from services.migrate.__main__ import migrate, wait_until_up
-from shell_service import provision
+from shell_service import migrations, provision
 from shell_service.settings import Settings
 
 START_SECONDS = 60
@@ -123,9 +123,8 @@ def clear(settings: Settings, say: Callable[[str], None]) -> None:
             shutil.rmtree(settings.postgres_dir, ignore_errors=True)
         else:
             engine = sqlalchemy.create_engine(settings.database_url, poolclass=sqlalchemy.NullPool)
-            with engine.begin() as connection:
-                connection.execute(text("DROP SCHEMA public CASCADE"))
-                connection.execute(text("CREATE SCHEMA public"))
+            with engine.connect() as connection:
+                migrations.remove(connection)  # our tables only: others may live in that database
         shutil.rmtree(settings.output_dir, ignore_errors=True)
         settings.tokens_file.unlink(missing_ok=True)
     say("[check] database, output and tokens are gone; the next start makes new ones")

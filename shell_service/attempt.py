@@ -23,6 +23,14 @@ _DRAIN_OUTPUT = 2.0  # seconds that output may still come after the last process
 _MAX_RETRY_DELAY = 7 * 86_400.0
 
 
+class NotBegun(Exception):
+    """The script never began, for a reason that is not the job's own; `result` is what to say if it is after all."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(result.reason)
+        self.result = result
+
+
 class Attempt:
     """One attempt.
 
@@ -63,10 +71,13 @@ class Attempt:
         marking = asyncio.ensure_future(mark_started(self.fenced))
         try:
             process = await self._start()
-        except (SandboxError, ValueError) as error:
-            logger.error("job %s: %s", self.claim.job_id.hex, getattr(error, "detail", error))
+        except ValueError as error:
             await marking
             return self._result("FAILED", str(error))
+        except (SandboxError, OSError) as error:
+            logger.error("job %s: %s", self.claim.job_id.hex, getattr(error, "detail", error))
+            await marking
+            raise NotBegun(self._result("FAILED", str(error))) from error
         try:
             if not await marking:
                 return None
@@ -77,7 +88,7 @@ class Attempt:
 
     async def _start(self) -> Process:
         if self._interpreter is None:
-            raise SandboxError(f"This runner does not have the interpreter {self.claim.shell}.")
+            raise ValueError(f"This runner does not have the interpreter {self.claim.shell}.")
         claim = self.claim
         command = Command(self._interpreter, claim.code.encode(), tuple(claim.args), claim.env, claim.stdin.encode())
         launcher = await self._sandbox.prepare(claim.user_id)
@@ -102,10 +113,12 @@ class Attempt:
             self._signal(process)
         exit_ = await process.wait()
         wall = time.monotonic() - self._began
+        self._stop_timers()  # what comes late changes nothing
+        ending = self._ending
         for capture in self._captures:
             await capture.finish(_DRAIN_OUTPUT)
         self._failpoints.reach("runner.exited")
-        result = self._result_of(exit_, wall)
+        result = self._result_of(exit_, wall, ending)
         self._journal.end(result)
         self._failpoints.reach("runner.result")
         return result
@@ -130,19 +143,24 @@ class Attempt:
     def _later(self, seconds: float, call: Callable[..., None], *args: object) -> None:
         self._timers.append(asyncio.get_running_loop().call_later(seconds, call, *args))
 
-    def _close(self, process: Process) -> None:
+    def _stop_timers(self) -> None:
         for timer in self._timers:
             timer.cancel()
+
+    def _close(self, process: Process) -> None:
+        self._stop_timers()
         process.kill()  # nothing is left when it has ended by itself
         for capture in self._captures:
             capture.close()
 
-    def _result_of(self, exit_: Exit, wall: float) -> Result:
+    def _result_of(self, exit_: Exit, wall: float, ending: str | None) -> Result:
         name = signal.Signals(exit_.signal).name if exit_.signal else None
-        if self._ending == "TIMEOUT":
+        if ending == "TIMEOUT":
             status, reason = "TIMEOUT", f"stopped after its timeout of {self.claim.timeout:g} s"
-        elif self._ending:
-            status, reason = self._ending, "ended by the runner"
+        elif ending:
+            status, reason = ending, "ended by the runner"
+        elif exit_.lost:
+            status, reason = "NODE_FAIL", "the process that held its sandbox died"
         elif name:
             status, reason = "FAILED", f"killed by {name} from inside"
         else:

@@ -127,10 +127,10 @@ class Found:
         return attempt
 
 
-def _wide(code: SQLColumnExpression[str]) -> Select[*tuple[Any, ...]]:
-    """Everything that a record is made of, `code` as given."""
+def _wide(code: SQLColumnExpression[str], *more: SQLColumnExpression[Any]) -> Select[*tuple[Any, ...]]:
+    """Everything that a record is made of, `code` as given, and more."""
     names = (
-        "id, user_id, name, priority, shell, args, env, stdin, timeout, run_at, retries, retry_delay, on_lost,"
+        "id, user_id, name, priority, shell, args, env, timeout, run_at, retries, retry_delay, on_lost,"
         " created_at, modified, attempt, reason, return_code, signal, finished_at, stdout_bytes, stderr_bytes,"
         " output_truncated, wall_seconds, cpu_seconds, max_rss_bytes, cancelled_by"
     )
@@ -139,6 +139,7 @@ def _wide(code: SQLColumnExpression[str]) -> Select[*tuple[Any, ...]]:
         select(
             *columns,
             code.label("code"),
+            *more,
             Job.status.label("final_status"),
             User.username,
             func.coalesce(Job.started_at, RunningJob.started_at).label("started_at"),
@@ -163,7 +164,7 @@ _WANTED: FromClause = (
     .render_derived(name="wanted")
 )
 _FETCH = (
-    _wide(Job.code)
+    _wide(Job.code, Job.stdin)
     .add_columns(_WANTED.c.user_id.label("for_user"))
     .join(_WANTED, _WANTED.c.id == Job.id)
     .where(visible(Job, Viewer(_WANTED.c.user_id, _WANTED.c.is_admin)))

@@ -54,7 +54,11 @@ class UserLimits(Base):
 
 
 class SubmissionCount(Base):
-    """How many jobs a user submitted in a minute by the clock (`minute` since the epoch), and in the one before it."""
+    """How many jobs a user submitted in a minute by the clock (`minute` since the epoch), and in the one before it.
+
+    `queued` is no less than how many of them wait: what was counted once, and all that was submitted since. Jobs that
+    start only make the truth smaller, so as long as this is below the limit nothing has to be counted.
+    """
 
     __tablename__ = "submission_count"
     __table_args__ = ({"postgresql_with": {"fillfactor": "50"}},)
@@ -63,6 +67,7 @@ class SubmissionCount(Base):
     minute: Mapped[int]
     submitted: Mapped[int]
     before: Mapped[int]
+    queued: Mapped[int]
 
 
 class Job(Base):

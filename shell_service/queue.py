@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -90,8 +90,10 @@ def submit(session: Session, submissions: Sequence[Submission], defaults: Limits
 
     A submission with an Idempotency-Key seen before gets the ids of then, or `IdempotencyMismatch`.
     """
-    users = sorted({item.user_id for item in submissions})
-    budgets = _budgets(session, users, defaults)
+    wanted: Counter[int] = Counter()
+    for item in submissions:
+        wanted[item.user_id] += len(item.jobs)
+    budgets = _budgets(session, wanted, defaults)
     known = _known_keys(session, submissions)
     results: list[list[uuid.UUID] | Exception] = []
     jobs: list[NewJob] = []
@@ -111,7 +113,7 @@ def submit(session: Session, submissions: Sequence[Submission], defaults: Limits
             known[name] = (item.digest, ids)
             keys.append({"user_id": item.user_id, "key": item.key, "digest": item.digest, "ids": ids})
         results.append(ids)
-    _insert_jobs(session, jobs)
+    _insert_jobs(session, jobs, budgets)
     for row in keys:
         session.execute(
             text(
@@ -157,6 +159,7 @@ class _Budget:
     queued: int
     recent: int
     limits: Limits
+    taken: int = 0
 
     def take(self, count: int) -> ApiError | None:
         if not self.active:
@@ -171,13 +174,15 @@ class _Budget:
             )
         self.queued += count
         self.recent += count
+        self.taken += count
         return None
 
 
-def _budgets(session: Session, users: Sequence[int], defaults: Limits) -> dict[int, _Budget]:
-    """What these users may still submit; until the end of the transaction nobody else submits for them.
+def _budgets(session: Session, wanted: Mapping[int, int], defaults: Limits) -> dict[int, _Budget]:
+    """What the users that want so many jobs may still submit; until the end of the transaction nobody else does.
 
-    The queue is counted, not kept in a counter: all claims and cancels of a user would wait for that row.
+    The queue is counted, and only where it might be full (see `SubmissionCount`): for an exact counter all claims and
+    cancels of a user would wait for its row.
 
     Submissions of the last minute are: those of this minute by the clock, and of the one before as much as the last
     sixty seconds reach into it.
@@ -188,21 +193,22 @@ def _budgets(session: Session, users: Sequence[int], defaults: Limits) -> dict[i
             f"""
             SELECT pg_advisory_xact_lock(:key, u) FROM (SELECT unnest(CAST(:users AS int[])) AS u ORDER BY 1) AS s;
             SELECT u.id, u.active, lim.max_running, lim.max_queued, lim.jobs_per_minute,
-              (SELECT count(*) FROM (SELECT FROM ready_job q WHERE q.user_id = u.id LIMIT lim.max_queued + 1) AS c)
-              + (SELECT count(*) FROM (SELECT FROM deferred_job q WHERE q.user_id = u.id LIMIT lim.max_queued + 1) AS c)
-                AS queued,
+              CASE WHEN c.queued + w.jobs <= lim.max_queued THEN c.queued ELSE
+                (SELECT count(*) FROM (SELECT FROM ready_job q WHERE q.user_id = u.id LIMIT lim.max_queued + 1) AS r)
+                + (SELECT count(*) FROM (SELECT FROM deferred_job q WHERE q.user_id = u.id
+                                         LIMIT lim.max_queued + 1) AS d) END AS queued,
               coalesce(CASE {_MINUTE} - c.minute
                 WHEN 0 THEN c.submitted + c.before * (1 - {_SECOND} / 60)
                 WHEN 1 THEN c.submitted * (1 - {_SECOND} / 60) END, 0)::int AS recent
-            FROM "user" u LEFT JOIN user_limits l ON l.user_id = u.id
+            FROM unnest(CAST(:users AS int[]), CAST(:jobs AS int[])) AS w(user_id, jobs)
+            JOIN "user" u ON u.id = w.user_id LEFT JOIN user_limits l ON l.user_id = u.id
             LEFT JOIN submission_count c ON c.user_id = u.id
             CROSS JOIN LATERAL (SELECT coalesce(l.max_running, :max_running) AS max_running,
                                        coalesce(l.max_queued, :max_queued) AS max_queued,
                                        coalesce(l.jobs_per_minute, :jobs_per_minute) AS jobs_per_minute) AS lim
-            WHERE u.id = ANY(CAST(:users AS int[]))
             """
         ),
-        {**asdict(defaults), "users": list(users), "key": _USER_LOCK},
+        {**asdict(defaults), "users": list(wanted), "jobs": list(wanted.values()), "key": _USER_LOCK},
     )
     return {
         row.id: _Budget(
@@ -227,9 +233,10 @@ _INSERT_JOBS = text(
               SELECT id, user_id, ord, run_at FROM new WHERE deferred),
     ready AS (INSERT INTO ready_job (job_id, user_id, ord)
               SELECT id, user_id, ord FROM new WHERE NOT deferred RETURNING 1),
-    counted AS (INSERT INTO submission_count AS c (user_id, minute, submitted, before)
-                SELECT user_id, {_MINUTE}, count(*), 0 FROM new GROUP BY user_id
-                ON CONFLICT (user_id) DO UPDATE SET minute = excluded.minute,
+    counted AS (INSERT INTO submission_count AS c (user_id, minute, submitted, before, queued)
+                SELECT user_id, {_MINUTE}, taken, 0, queued
+                FROM json_to_recordset(CAST(:counts AS json)) AS r(user_id int, taken int, queued int)
+                ON CONFLICT (user_id) DO UPDATE SET minute = excluded.minute, queued = excluded.queued,
                   submitted = excluded.submitted + CASE WHEN c.minute = excluded.minute THEN c.submitted ELSE 0 END,
                   before = CASE excluded.minute - c.minute WHEN 0 THEN c.before WHEN 1 THEN c.submitted ELSE 0 END)
     SELECT pg_notify('ready', '') WHERE EXISTS (SELECT FROM ready)
@@ -237,10 +244,15 @@ _INSERT_JOBS = text(
 )
 
 
-def _insert_jobs(session: Session, jobs: Sequence[NewJob]) -> None:
+def _insert_jobs(session: Session, jobs: Sequence[NewJob], budgets: Mapping[int, _Budget]) -> None:
     if jobs:
         rows = [{**vars(job), "ord": job.ord} for job in jobs]
-        session.execute(_INSERT_JOBS, {"rows": orjson.dumps(rows).decode()})
+        counts = [
+            {"user_id": user_id, "taken": budget.taken, "queued": budget.queued}
+            for user_id, budget in budgets.items()
+            if budget.taken
+        ]
+        session.execute(_INSERT_JOBS, {"rows": orjson.dumps(rows).decode(), "counts": orjson.dumps(counts).decode()})
 
 
 def first_id_of(milliseconds: int) -> uuid.UUID:
@@ -437,10 +449,11 @@ def finish(session: Session, results: Sequence[Result]) -> list[bool]:
     return [item.fence in counted for item in results]
 
 
-def release(session: Session, attempts: Sequence[Fenced]) -> list[bool]:
+def release(session: Session, attempts: Sequence[Fenced], certain: bool = False) -> list[bool]:
     """Give back claims whose scripts never began: to the queue, or to their end where a cancel was asked for.
 
-    For each, whether it counted. A script that began is never released.
+    For each, whether it counted. A script of which a start is recorded is released only by whoever is `certain` that
+    it never was let go.
     """
     rows = session.execute(
         text(
@@ -448,7 +461,7 @@ def release(session: Session, attempts: Sequence[Fenced]) -> list[bool]:
             WITH gone AS (
               DELETE FROM running_job r
               USING unnest(CAST(:ids AS uuid[]), CAST(:fences AS bigint[])) AS d(job_id, fence)
-              WHERE r.job_id = d.job_id AND r.fence = d.fence AND r.started_at IS NULL
+              WHERE r.job_id = d.job_id AND r.fence = d.fence AND (r.started_at IS NULL OR :certain)
               RETURNING r.job_id, r.fence, r.user_id, r.ord, r.attempt, r.cancel_requested_at, r.cancelled_by),
             back AS (
               INSERT INTO ready_job (job_id, user_id, ord, attempt)
@@ -460,7 +473,7 @@ def release(session: Session, attempts: Sequence[Fenced]) -> list[bool]:
             SELECT job_id, fence, cancel_requested_at IS NOT NULL AS cancelled FROM gone
             """
         ),
-        _fenced(attempts),
+        {**_fenced(attempts), "certain": certain},
     ).all()
     _tell_of(session, "F", (row.job_id for row in rows if row.cancelled))
     if rows:

@@ -21,7 +21,7 @@ from baselayer.database import Database, Listener
 from baselayer.errors import Unavailable
 from baselayer.failpoint import FailPoints
 from shell_service import queue
-from shell_service.attempt import Attempt
+from shell_service.attempt import Attempt, NotBegun
 from shell_service.journal import Journal
 from shell_service.output import OutputStore
 from shell_service.queue import Claim, Fenced, Result
@@ -228,13 +228,16 @@ class Runner:
         try:
             result = await attempt.run(self._may_start)
             if result and result.status == "NODE_FAIL":
-                await self._lose([attempt.fenced], "the runner was stopped while the script ran")
+                reason = "the runner was stopped while the script ran" if self._draining else result.reason
+                await self._lose([attempt.fenced], reason)
             elif result:
                 await self._persist(lambda: self._finished.put(result))
                 self._failpoints.reach("runner.reported")
             else:
                 await self._persist(lambda: self._database.run(queue.release, [attempt.fenced]))
             self._journal.settled(fence)
+        except NotBegun as error:
+            await self._not_begun(attempt, error.result)
         except Exception:
             # Never expected. The claim stays in the database, and the next look at it finds that nobody here has it.
             logger.exception("job %s", attempt.claim.job_id.hex)
@@ -242,6 +245,15 @@ class Runner:
         finally:
             self._attempts.pop(fence, None)
             self._look_again()
+
+    async def _not_begun(self, attempt: Attempt, result: Result) -> None:
+        """Give the job back if no sandbox can be made here now, and take none until one can; else it is the job's."""
+        self._problem = self._problem or await self._sandbox.self_test()
+        if self._problem:
+            logger.error("no jobs are taken: %s", self._problem)
+            await self._persist(lambda: self._database.run(queue.release, [attempt.fenced], True))
+        else:
+            await self._persist(lambda: self._finished.put(result))
 
     def _look_again(self) -> None:
         """There is a free slot. If none was missing, only users at their limit can have a job for it: no hurry then,

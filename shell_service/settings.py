@@ -204,6 +204,9 @@ def load(overlay: Path | None = None) -> Settings:
     overlays = [path for path in (local if local.exists() else None, overlay) if path is not None]
     settings = config.load(Settings, ROOT / "config.yaml.defaults", *dict.fromkeys(overlays))
     _check_ranges(settings)
+    if settings.tokens_file == Path(".tokens.yaml") and settings.data_dir != Path("data"):
+        # Another service of this checkout: it has users of its own, so also a file of its own for their tokens.
+        settings = dataclasses.replace(settings, tokens_file=settings.data_dir / ".tokens.yaml")
     return dataclasses.replace(
         settings, data_dir=(ROOT / settings.data_dir).resolve(), tokens_file=ROOT / settings.tokens_file
     )
@@ -220,8 +223,21 @@ def _check_ranges(settings: Settings) -> None:
     for key, value in at_least_one.items():
         if value < 1:
             raise ConfigError(f"{key} is {value}; expected 1 or more")
-    if not 1 <= settings.server.port <= 65535:
-        raise ConfigError(f"server.port is {settings.server.port}; expected 1 to 65535")
+    access, runner, scheduler = settings.access, settings.runner, settings.scheduler
+    within = {
+        "server.port": (settings.server.port, 1, 65535),
+        # A revoked token stops within a second: what is known of it must be younger, and be looked at now and then.
+        "access.token_cache_seconds": (access.token_cache_seconds, 0.05, 0.9),
+        "runner.heartbeat_seconds": (runner.heartbeat_seconds, 0.05, 3600),
+        "runner.poll_seconds": (runner.poll_seconds, 0.05, 3600),
+        "runner.drain_seconds": (runner.drain_seconds, 0, 86400),
+        "server.drain_seconds": (settings.server.drain_seconds, 0, 3600),
+        "scheduler.tick_seconds": (scheduler.tick_seconds, 0.05, 3600),
+        "jobs.kill_grace": (settings.jobs.kill_grace, 0, 3600),
+    }
+    for key, (found, low, high) in within.items():
+        if not low <= found <= high:
+            raise ConfigError(f"{key} is {found}; expected {low} to {high}")
     if bool(settings.server.tls.certificate) != bool(settings.server.tls.key):
         raise ConfigError("server.tls needs both certificate and key, or neither")
     if settings.runner.lost_after < 3 * settings.runner.heartbeat_seconds:

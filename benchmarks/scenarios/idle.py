@@ -10,7 +10,7 @@ from benchmarks import cpu
 from benchmarks.bench import Bench
 from benchmarks.results import Row
 
-SETTLE_SECONDS = 70  # launchers that were used to warm up end after 60 s without work
+SETTLE_SECONDS = 70  # launchers that were used to warm up end after half a minute without work
 MEASURE_SECONDS = 30
 
 

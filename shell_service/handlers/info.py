@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 from typing import Any
 
+from sqlalchemy import text
+
 from baselayer.errors import LimitReached, NotAllowed, NotAuthenticated, Unavailable
 from baselayer.handler import ANY, PUBLIC, STREAMED, Call, Route, endpoint
 from shell_service import schemas, stats
@@ -35,7 +37,7 @@ class SysInfo(AppHandler):
 
         Answers 503 while it is not.
         """
-        await self.app.database.ask(lambda session: session.connection())
+        await self.app.database.ask(lambda session: session.execute(text("SELECT 1")))
         return {"version": self.app.version, "ready": True}
 
 

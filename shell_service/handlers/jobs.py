@@ -66,6 +66,7 @@ class SubmitHandler(AppHandler):
             while not (watch.changed or self.app.hub.closing) and loop.time() < end:
                 await watch.wait(end - loop.time())
             watch.changed = False
+            await self.app.authenticator.authenticate(call.header("Authorization"), "")  # it may be revoked by now
             record = (await self.records(call.caller, [job_id]))[0]
             if record["finished_at"] is not None or loop.time() >= end or self.app.hub.closing:
                 return record

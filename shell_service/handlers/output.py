@@ -28,6 +28,9 @@ class OutputHandler(AppHandler):
         async def may_go_on() -> None:
             caller = await self.app.authenticator.authenticate(call.header("Authorization"), "")
             caller.require("jobs:read")
+            if caller != call.caller:  # such as an administrator who is none any more
+                call.caller_or_none = caller
+                await self.find(call, job_id)
 
         look = partial(self.find, call, job_id)
         return Follower(self.app.hub, self.app.ticker, self.app.outputs, look, may_go_on, streams, text)

@@ -36,6 +36,14 @@ def current(connection: Connection) -> str | None:
     return version
 
 
+def remove(connection: Connection) -> None:
+    """Remove everything of ours from the database."""
+    if current(connection) is not None:
+        alembic.command.downgrade(alembic_config(connection), "base")
+        connection.execute(text("DROP TABLE alembic_version"))
+    connection.commit()
+
+
 def upgrade(connection: Connection) -> None:
     """Bring the database to `head`; of several that try at once, one does it and the others wait."""
     connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})

@@ -58,3 +58,5 @@ class Exit:
     cpu_seconds: float
     #: Of the largest of them. Never below the launcher's own size, some 8 MiB: the kernel counts from before exec.
     max_rss_bytes: int
+    #: Whether the launcher died and took the job with it: then nobody knows how the script would have ended.
+    lost: bool = False

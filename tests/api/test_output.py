@@ -6,6 +6,7 @@ import re
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -373,6 +374,32 @@ def test_a_stream_ends_with_its_token(admin: Api, person: Callable[..., Person],
     assert closed - begun < (3.2 if how == "expired" else 1.2)
     assert b"event: end" not in got
     admin.post(f"/api/jobs/{job['id']}/cancel").data  # noqa: B018
+
+
+def test_an_administrator_who_is_none_any_more_follows_nobody_elses_job(
+    admin: Api, person: Callable[..., Person]
+) -> None:
+    other, owner = person(role="admin"), person()
+    job = owner.api.submit("trap '' TERM; while :; do echo x; sleep 0.05; done")
+    eventually(lambda: owner.api.job(job["id"])["stdout_bytes"])
+    with other.api.client.stream("GET", f"/api/jobs/{job['id']}/stream", headers=other.api.headers()) as response:
+        assert response.status_code == 200
+        begun = time.monotonic()
+        admin.patch(f"/api/users/{other.username}", {"role": "user"}).data  # noqa: B018
+        closed, _ = closed_after(response)
+    assert closed - begun < 1.2
+    admin.post(f"/api/jobs/{job['id']}/cancel").data  # noqa: B018
+
+
+def test_waiting_for_a_job_ends_with_its_token(person: Callable[..., Person]) -> None:
+    owner = person()
+    token = owner.api.post("/api/tokens", {"name": "waiter"}).data
+    waiter = owner.api.using(token["token"])
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(waiter.post, "/api/jobs?wait=30", {"code": "sleep 1.5; echo secret", "name": "waited"})
+        eventually(lambda: owner.api.get("/api/jobs?name=waited&status=RUNNING").data)
+        owner.api.delete(f"/api/tokens/{token['id']}").data  # noqa: B018
+        assert answer.result().status == 401
 
 
 def test_a_reader_that_never_reads_costs_little(alice: Api, stack: Stack) -> None:

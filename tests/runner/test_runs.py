@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -240,6 +242,28 @@ def test_nothing_is_left_running(site: Site, leave: str, end: str) -> None:
     assert site.output(job) == b"left\n"
     assert processes(mark) == []
     assert time.monotonic() - begun < 4
+
+
+def launcher_of(pid: int) -> int:
+    """The launcher above a process of a job."""
+    while Path(f"/proc/{pid}/comm").read_text().strip() != "job-launcher":
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return pid
+
+
+@pytest.mark.parametrize("on_lost", ["fail", "requeue"])
+def test_a_script_whose_launcher_dies_is_lost(site: Site, on_lost: str) -> None:
+    """Not killed from inside: nobody knows how it would have ended."""
+    mark = f"32{time.monotonic_ns() % 10**9}.5"
+    job_id = site.submit(f"sleep {mark}", on_lost=on_lost)
+    os.kill(launcher_of(eventually(lambda: processes(mark))[0]), signal.SIGKILL)
+    if on_lost == "fail":
+        job = site.final(job_id)
+        assert (job.status, job.reason) == ("NODE_FAIL", "the process that held its sandbox died")
+    else:
+        eventually(lambda: site.transact.sql("SELECT FROM deferred_job WHERE job_id = :id", id=job_id))
+        site.transact(queue.cancel, [job_id], "alice")
+    assert processes(mark) == []
 
 
 def test_many_jobs_of_many_users(site: Site) -> None:

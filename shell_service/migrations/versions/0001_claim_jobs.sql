@@ -74,7 +74,10 @@ BEGIN
     DELETE FROM ready_job q USING pick p WHERE q.job_id = p.job_id
     RETURNING q.job_id, q.user_id, q.ord, q.attempt)
   INSERT INTO running_job AS r (job_id, user_id, ord, attempt, fence, runner_id, incarnation)
-  SELECT t.job_id, t.user_id, t.ord, (t.attempt + 1)::smallint, nextval('fence_seq'), p_runner, p_incarnation
+  SELECT t.job_id, t.user_id, t.ord, (t.attempt + 1)::smallint,
+         -- The time too: after a crash of the server a sequence may give again what no flushed transaction took.
+         (extract(epoch FROM clock_timestamp()) * 1000000)::bigint * 1024 + nextval('fence_seq') % 1024,
+         p_runner, p_incarnation
   FROM taken t
   RETURNING r.job_id, r.user_id, r.attempt, r.fence;
 END $$;

@@ -188,6 +188,7 @@ def upgrade() -> None:
         sa.Column("minute", sa.Integer(), nullable=False),
         sa.Column("submitted", sa.Integer(), nullable=False),
         sa.Column("before", sa.Integer(), nullable=False),
+        sa.Column("queued", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("user_id", name=op.f("submission_count_pkey")),
         postgresql_with={"fillfactor": "50"},
     )
