@@ -29,7 +29,7 @@ from shell_service.handlers.base import AppHandler, encode_cursor, job_cursor
 from shell_service.hub import Watch
 from shell_service.queue import NewJob, Submission
 
-_MAX_CANCEL = 20_000  # jobs that one request cancels
+_CANCEL_AT_ONCE = 500  # jobs that one transaction cancels: claims wait for the rows that it holds
 _MAX_WAIT = 300  # seconds
 
 
@@ -150,7 +150,10 @@ class CancelMany(AppHandler):
         wanted = _filter(call.body)
         if wanted == jobs.Filter():
             wanted = jobs.Filter(submitter=call.caller.username)
-        return {"cancelled": await self.app.database.run(_cancel_matching, call.caller, wanted)}
+        cancelled = 0
+        while count := await self.app.database.run(_cancel_matching, call.caller, wanted):
+            cancelled += count
+        return {"cancelled": cancelled}
 
 
 class Job(AppHandler):
@@ -218,7 +221,7 @@ class Rerun(SubmitHandler):
 
 
 def _cancel_matching(session: Session, caller: Caller, wanted: jobs.Filter) -> int:
-    ids = jobs.matching(session, caller, wanted, _MAX_CANCEL)
+    ids = jobs.matching(session, caller, wanted, _CANCEL_AT_ONCE)
     queue.cancel(session, ids, caller.username)
     return len(ids)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import codecs
 import re
-import uuid
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import uuid_utils.compat
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -98,7 +98,7 @@ def test_bytes_that_are_no_text_are_not_held_back() -> None:
 def follower_of(folder: Path, status: str, may_go_on: Callable[[], Awaitable[None]]) -> Follower:
     """Follows a job that stays as it is and has printed nothing."""
     row = SimpleNamespace(
-        id=uuid.uuid4(),
+        id=uuid_utils.compat.uuid7(),
         name="job",
         attempt=1,
         running_attempt=1,
