@@ -9,6 +9,7 @@ import pytest
 from services.status import report
 from services.status.__main__ import prefers_json
 from services.status.terminal import count, duration
+from shell_service.settings import ROOT
 from tests.stack import Stack, eventually
 
 JSON = {"Accept": "application/json"}
@@ -62,7 +63,7 @@ def test_it_tells_nothing_of_tenants_paths_or_secrets(stack: Stack, accept: str)
         made = client.post("/api/jobs?wait=20", json={"code": "echo private", "name": "private-name"}).json()["data"]
         text = client.get("/status", headers={"Accept": accept}).text
     password = stack.settings.cluster.password_file.read_text().strip()
-    for secret in ("private", made["id"], str(stack.folder), password, stack.admin_token, "/work", "Traceback"):
+    for secret in ("private", made["id"], str(stack.folder), password, stack.admin_token, str(ROOT), "Traceback"):
         assert secret not in text
 
 
