@@ -340,12 +340,13 @@ def _one_more(api: Api, job_id: str) -> bool:
         return answer.status_code == 200
 
 
-def closed_after(response: httpx.Response) -> tuple[float, bytes]:
-    """Read until the other side closes: the time of it, and what came."""
-    got = b""
+def closed_after(response: httpx.Response, most: float = 5.0) -> tuple[float, bytes]:
+    """Read until the other side closes, for `most` seconds; the time of it, and what came."""
+    got, deadline = b"", time.monotonic() + most
     try:
         for chunk in response.iter_raw():
             got += chunk
+            assert time.monotonic() < deadline, f"it still goes on after {most} s"
     except httpx.RemoteProtocolError:
         return time.monotonic(), got
     raise AssertionError("it ended as if it were whole")
