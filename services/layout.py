@@ -111,8 +111,15 @@ def _context(settings: Settings, overlay: Path | None) -> dict[str, Any]:
 
     def envelope(code: str, message: str) -> str:
         data = {"code": code, "errors": {}}
-        text = json.dumps({"status": "error", "message": message, "data": data, "version": __version__})
-        return text.replace("\\", "\\\\").replace("'", "\\'")
+        return quoted({"status": "error", "message": message, "data": data, "version": __version__})
+
+    def problem(status: int, code: str, message: str) -> str:
+        title = code.title().replace("_", "")
+        names = {"type": "about:blank", "title": title, "status": status, "detail": message}
+        return quoted({**names, "code": code, "errors": {}})
+
+    def quoted(content: dict[str, Any]) -> str:
+        return json.dumps(content).replace("\\", "\\\\").replace("'", "\\'")
 
     files = _open_files(2 * settings.server.max_waiting + 2048)
     # Each request holds two: the client's connection and the worker's.
@@ -125,6 +132,9 @@ def _context(settings: Settings, overlay: Path | None) -> dict[str, Any]:
         "root_user": os.geteuid() == 0,
         "command": command,
         "envelope": envelope,
+        "problem": problem,
+        # Not for localhost: browsers would refuse plain HTTP of everything else on that host.
+        "hsts": bool(tls.certificate and settings.server.public_url),
         "open_files": files,
         "app_stop_seconds": _app_stop_seconds(settings),
         "runner_stop_seconds": runner_stop_seconds(settings),

@@ -61,10 +61,10 @@ class StatusServer:
 
     async def _answer(self, request: HTTPServerRequest) -> None:
         if request.path != "/status":
-            _send(request, 503, _envelope("unavailable", _UNAVAILABLE), {"Retry-After": str(RETRY_AFTER)})
+            _refuse(request, 503, "unavailable", _UNAVAILABLE, {"Retry-After": str(RETRY_AFTER)})
         elif request.method not in ("GET", "HEAD"):
             message = "This address does not know that method."
-            _send(request, 405, _envelope("method_not_allowed", message), {"Allow": "GET, HEAD"})
+            _refuse(request, 405, "method_not_allowed", message, {"Allow": "GET, HEAD"})
         else:
             report = await self.report()
             if prefers_json(request.headers.get("Accept", "")):
@@ -94,9 +94,15 @@ def prefers_json(accept: str) -> bool:
     return quality["application/json"] > quality["text/html"]
 
 
-def _envelope(code: str, message: str) -> str:
-    data = {"code": code, "errors": {}}
-    return json.dumps({"status": "error", "message": message, "data": data, "version": __version__})
+def _refuse(request: HTTPServerRequest, status: int, code: str, message: str, headers: dict[str, str]) -> None:
+    """Answer with an error, in the API's form or that of RFC 9457."""
+    if "application/problem+json" in request.headers.get("Accept", "").lower():
+        about = {"type": "about:blank", "title": code.title().replace("_", ""), "status": status, "detail": message}
+        _send(request, status, json.dumps({**about, "code": code, "errors": {}}), headers, "application/problem+json")
+    else:
+        data = {"code": code, "errors": {}}
+        content = {"status": "error", "message": message, "data": data, "version": __version__}
+        _send(request, status, json.dumps(content), headers)
 
 
 def _send(

@@ -60,6 +60,39 @@ def test_refusals_of_the_router_have_the_envelope(stack: Stack, request_bytes: b
     assert "/-/" not in line
 
 
+@pytest.mark.parametrize(
+    ("request_line", "more", "status", "code"),
+    [
+        (b"TRACE /api/jobs", b"", 405, "method_not_allowed"),
+        (b"POST /api/jobs", b"Content-Length: 10000000000\r\n", 413, "too_large"),
+        (b"POST /api/jobs", b"Transfer-Encoding: gzip\r\n", 501, "not_implemented"),
+        (b"GET /api/" + b"a" * 40_000, b"", 414, "address_too_long"),
+    ],
+)  # fmt: skip
+def test_refusals_of_the_router_are_problems_for_who_accepts_them(
+    stack: Stack, request_line: bytes, more: bytes, status: int, code: str
+) -> None:
+    accept = b"Accept: application/json, application/problem+json\r\n"
+    answered, headers, body = exchange(
+        stack, request_line + b" HTTP/1.1\r\nHost: a\r\n" + accept + more + b"Connection: close\r\n\r\n"
+    )
+    assert answered == status
+    if status == 414:  # refused before its headers are read
+        assert error_of(body)["data"]["code"] == code
+        return
+    assert headers["content-type"].startswith("application/problem+json")
+    assert re.fullmatch("[0-9a-f]{32}", headers["x-request-id"])
+    assert problem_of(body)["status"] == status
+    assert problem_of(body)["code"] == code
+
+
+def problem_of(body: bytes) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(body)
+    assert content.keys() == {"type", "title", "status", "detail", "code", "errors"}
+    assert content["detail"]
+    return content
+
+
 def test_a_body_that_is_announced_as_too_large_is_refused_unread(stack: Stack) -> None:
     head = b"POST /api/jobs HTTP/1.1\r\nHost: a\r\nContent-Length: 10000000000\r\nConnection: close\r\n\r\n"
     status, _, body = exchange(stack, head + b"x" * 100_000)
@@ -127,6 +160,7 @@ def test_every_answer_has_the_safety_headers(stack: Stack, path: str) -> None:
     assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
     assert len(headers.get_list("Content-Security-Policy")) == 1
     assert headers["Server"] == "nginx"
+    assert "Strict-Transport-Security" not in headers  # without TLS it would be a lie
 
 
 def test_the_site_is_compressed_and_the_api_is_not(stack: Stack) -> None:
@@ -168,6 +202,14 @@ def test_one_dead_worker_is_skipped_whatever_the_method(stack: Stack) -> None:
                 assert client.post("/api/jobs", json={"code": "true"}).status_code == 200
     finally:
         stack.supervisor.call("supervisor.startProcess", "app:app_00")
+
+
+def test_without_workers_it_is_a_problem_for_who_accepts_one(without_workers: Stack) -> None:
+    with without_workers.client() as client:
+        answer = client.get("/api/jobs", headers={"Accept": "application/problem+json"})
+    assert (answer.status_code, answer.headers["Content-Type"]) == (503, "application/problem+json")
+    assert int(answer.headers["Retry-After"]) > 0
+    assert problem_of(answer.content)["code"] == "unavailable"
 
 
 @pytest.fixture(scope="module")

@@ -256,11 +256,15 @@ def test_with_tls(folder: Path) -> None:
     assert made.returncode == 0, made.stderr
     certificate, key = settings.data_dir / "tls" / "certificate.pem", settings.data_dir / "tls" / "key.pem"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
-    server = {**QUICK["server"], "tls": {"certificate": str(certificate), "key": str(key)}}
+    tls = {"certificate": str(certificate), "key": str(key)}
+    server = {**QUICK["server"], "tls": tls, "public_url": "https://jobs.example.org"}
     with Stack(**{**QUICK, "server": server}) as stack:
-        assert "Shell Service answers at https://localhost:" in stack.printed.read_text()
+        assert "Shell Service answers at https://jobs.example.org\n" in stack.printed.read_text()
         with stack.client() as client:
             assert client.get("/api/user").status_code == 200
+            for method, path in (("GET", "/api/user"), ("GET", "/"), ("GET", "/status"), ("TRACE", "/api/user")):
+                headers = client.request(method, path).headers
+                assert headers.get_list("Strict-Transport-Security") == ["max-age=31536000"], path
         with stack.client(base_url=stack.base_url.replace("https", "http")) as client:
             plain = client.get("/api/user")
         assert (plain.status_code, plain.json()["data"]["code"]) == (400, "plain_http")
