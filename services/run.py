@@ -8,6 +8,7 @@ import json
 import os
 import select
 import shlex
+import shutil
 import signal
 import socket
 import ssl
@@ -232,6 +233,7 @@ def run(settings: Settings, overlay: Path | None, say: Callable[[str], None]) ->
         if count := end_leftovers(settings):
             say(f"[check] ended {count} processes that an earlier start had left")
         check_port(settings)
+        shutil.rmtree(settings.run_dir / "metrics", ignore_errors=True)  # counts of processes that are gone
         configuration = layout.write_configuration(settings, overlay)
         received: list[int] = []
         wakeup = _signals(received)

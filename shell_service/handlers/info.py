@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from typing import Any
 
@@ -64,7 +65,8 @@ class Metrics(AppHandler):
         lines += [f'runner_jobs{{runner="{runner["name"]}"}} {runner["running"]}' for runner in figures["runners"]]
         lines.append(f"queue_oldest_seconds {figures['oldest_ready_seconds'] or 0:.3f}")
         self.set_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-        self.finish(self.app.metrics.render() + "\n".join(lines).encode() + b"\n")
+        counted = await asyncio.to_thread(self.app.metrics.render)  # reads a file of each process that there was
+        self.finish(counted + "\n".join(lines).encode() + b"\n")
         return STREAMED
 
 

@@ -109,6 +109,16 @@ def test_requests_are_counted_over_all_workers(admin: Api, workers: list[Api]) -
     assert count() == before + 10
 
 
+def test_methods_that_are_made_up_are_counted_as_one(admin: Api, workers: list[Api]) -> None:
+    """Each label is kept for as long as the worker lives."""
+    for worker in workers:
+        for number in range(5):
+            assert worker(f"MADEUP{number}", "/api/shells", headers={"X-Request-Id": "x"}).status == 405
+    text = admin.get("/metrics").body.decode()
+    assert "MADEUP" not in text
+    assert 'http_requests_total{handler="Shells",method="other",status="405"} 10.0\n' in text
+
+
 # -- addresses that are not there ------------------------------------------------------------------------------------
 
 

@@ -130,11 +130,13 @@ def test_the_verbs_that_look(stack: Stack) -> None:
 
 def test_ctrl_c_stops_everything_and_data_stays(own: Stack) -> None:
     token = own.admin_token
+    (counts,) = (own.settings.run_dir / "metrics").glob("counter_*.db")
     assert own.stop(signal.SIGINT) == 0
     assert left_of(own) == []
     assert own.printed.read_text().splitlines()[5:] == ["stopping ..."]
     own.start()
     assert own.client(token).get("/api/user").json()["data"]["username"] == "admin"
+    assert not counts.exists()  # metrics are those of this start
 
 
 def test_the_verb_stop_waits_until_all_is_gone(own: Stack) -> None:
