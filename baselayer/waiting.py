@@ -27,8 +27,8 @@ async def wait_for(event: asyncio.Event, seconds: float) -> bool:
     return event.is_set()
 
 
-async def insist(act: Callable[[], Awaitable[R]], what: str) -> R:
-    """Do `act` until it succeeds, and return its result. Each error is followed by a longer pause, of up to 2 s.
+async def insist(act: Callable[[], Awaitable[R]], what: str, longest: float = _LONGEST_PAUSE) -> R:
+    """Do `act` until it succeeds, and return its result. Each error is followed by a pause, up to `longest` seconds.
 
     An outage (`Unavailable`) has been logged by whoever noticed it; all other errors are logged here, `what` being
     what could not be done. So `act` must be such that it can be done again when it failed halfway.
@@ -42,10 +42,10 @@ async def insist(act: Callable[[], Awaitable[R]], what: str) -> R:
         except Exception:
             logger.exception("%s failed, and is tried again", what)
         await asyncio.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE)
+        pause = min(2 * pause, longest)
 
 
-async def repeat(act: Callable[[], Awaitable[object]], what: str) -> Never:
+async def repeat(act: Callable[[], Awaitable[object]], what: str, longest: float = _LONGEST_PAUSE) -> Never:
     """Do `act` again and again, until cancelled, whatever errors it ends with (see `insist`)."""
     while True:
-        await insist(act, what)
+        await insist(act, what, longest)

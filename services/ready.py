@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from baselayer.database import Database
 from baselayer.errors import Unavailable
+from baselayer.waiting import wait_for
 from shell_service import migrations
 
 logger = logging.getLogger(__name__)
@@ -29,11 +30,7 @@ async def schema_is_current(database: Database, stop: asyncio.Event) -> bool:
         if not said:
             logger.info("waiting for the database to have schema %s; it has %s", head, version)
             said = True
-        try:
-            async with asyncio.timeout(_PAUSE):
-                await stop.wait()
-        except TimeoutError:
-            pass
+        await wait_for(stop, _PAUSE)
     return False
 
 

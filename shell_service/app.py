@@ -18,15 +18,15 @@ from baselayer.database import Database, Listener
 from baselayer.failpoint import FailPoints
 from baselayer.handler import NothingHere, RequestsAtHand
 from baselayer.metrics import RequestMetrics
-from shell_service import __version__, jobs, queue
+from shell_service import __version__, jobs, submissions
 from shell_service.handlers import ROUTES
 from shell_service.hub import Hub
 from shell_service.output import OutputStore
-from shell_service.queue import Limits, Submission
 from shell_service.schemas import JobRules
 from shell_service.scopes import SCOPES
 from shell_service.settings import Settings
 from shell_service.streams import Ticker
+from shell_service.submissions import Limits, Submission
 
 Record = dict[str, Any]
 
@@ -108,7 +108,7 @@ async def _submit(
     database: Database, limits: Limits, failpoints: FailPoints, items: list[Submission]
 ) -> list[list[uuid.UUID] | Exception]:
     def store(session: Session) -> list[list[uuid.UUID] | Exception]:
-        results = queue.submit(session, items, limits)
+        results = submissions.submit(session, items, limits)
         failpoints.reach("app.before_commit")
         return results
 

@@ -24,10 +24,10 @@ _MAX_RETRY_DELAY = 7 * 86_400.0
 
 
 class NotBegun(Exception):
-    """The script never began, for a reason that is not the job's own; `result` is what to say if it is after all."""
+    """The script never began. `result` is what to say where that proves to be the job's own fault; None: it cannot."""
 
-    def __init__(self, result: Result) -> None:
-        super().__init__(result.reason)
+    def __init__(self, reason: str, result: Result | None = None) -> None:
+        super().__init__(reason)
         self.result = result
 
 
@@ -60,7 +60,7 @@ class Attempt:
         self._runner = runner
         self._process: Process | None = None
         self._began: float | None = None
-        self._ending: str | None = None  # the status that a signal of ours stands for
+        self._ending: tuple[str, str] | None = None  # the status and reason that a signal of ours stands for
         self._timers: list[asyncio.TimerHandle] = []
 
     async def run(self, mark_started: Callable[[Fenced], Awaitable[bool]]) -> Result | None:
@@ -77,7 +77,7 @@ class Attempt:
         except (SandboxError, OSError) as error:
             logger.error("job %s: %s", self.claim.job_id.hex, getattr(error, "detail", error))
             await marking
-            raise NotBegun(self._result("FAILED", str(error))) from error
+            raise NotBegun(str(error), self._result("FAILED", str(error))) from error
         try:
             if not await marking:
                 return None
@@ -103,12 +103,15 @@ class Attempt:
         return process
 
     async def _let_run(self, process: Process) -> Result:
-        self._journal.begin(self.claim.job_id, self.claim.fence, process.pid, process.start_time)
+        try:
+            self._journal.begin(self.claim.job_id, self.claim.fence, process.pid, process.start_time)
+        except OSError as error:
+            raise NotBegun(f"the start could not be noted: {error.strerror}") from error
         self._failpoints.reach("runner.journaled")
         self._began = time.monotonic()
         process.go()
         self._failpoints.reach("runner.running")
-        self._later(self.claim.timeout, self.end, "TIMEOUT")
+        self._later(self.claim.timeout, self.end, "TIMEOUT", f"stopped after its timeout of {self.claim.timeout:g} s")
         if self._ending:  # asked for while it was held
             self._signal(process)
         exit_ = await process.wait()
@@ -123,21 +126,22 @@ class Attempt:
         self._failpoints.reach("runner.result")
         return result
 
-    def end(self, status: str) -> None:
-        """Ask the job to end, and after the grace time end it; it will have this status. The first asker counts."""
+    def end(self, status: str, reason: str) -> None:
+        """Ask the job to end, and after the grace time end it; that will be how it ended. The first asker counts."""
         if self._ending is None:
-            self._ending = status
+            self._ending = status, reason
             if self._process and self._began is not None:
                 self._signal(self._process)
 
-    def kill(self, status: str) -> None:
+    def kill(self, status: str, reason: str) -> None:
         """End the job at once."""
-        self._ending = self._ending or status
+        self._ending = self._ending or (status, reason)
         if self._process:
             self._process.kill()
 
     def _signal(self, process: Process) -> None:
         process.terminate()
+        self._failpoints.reach("runner.terminated")
         self._later(self._limits.kill_grace, process.kill)
 
     def _later(self, seconds: float, call: Callable[..., None], *args: object) -> None:
@@ -153,12 +157,10 @@ class Attempt:
         for capture in self._captures:
             capture.close()
 
-    def _result_of(self, exit_: Exit, wall: float, ending: str | None) -> Result:
+    def _result_of(self, exit_: Exit, wall: float, ending: tuple[str, str] | None) -> Result:
         name = signal.Signals(exit_.signal).name if exit_.signal else None
-        if ending == "TIMEOUT":
-            status, reason = "TIMEOUT", f"stopped after its timeout of {self.claim.timeout:g} s"
-        elif ending:
-            status, reason = ending, "ended by the runner"
+        if ending:
+            status, reason = ending
         elif exit_.lost:
             status, reason = "NODE_FAIL", "the process that held its sandbox died"
         elif name:

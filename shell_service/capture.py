@@ -20,6 +20,7 @@ class Capture:
         """`pipe` is the non-blocking read end, ours from now on; `create` opens the file; `most` bytes are kept."""
         self.size = 0
         self.truncated = False
+        self._failed = False  # whether the file could not be written
         self._pipe = pipe
         self._create = create
         self._most = most
@@ -58,14 +59,11 @@ class Capture:
             logger.error("cannot keep output: %s", error)
             self.truncated = self._failed = True
 
-    _failed = False
-
     async def finish(self, seconds: float) -> None:
         """Wait for the end of the stream, but at most so long; then take what is there and close."""
-        try:
-            async with asyncio.timeout(seconds):
-                await asyncio.shield(self._closed)
-        except TimeoutError:
+        if not self._closed.done():
+            await asyncio.wait({self._closed}, timeout=seconds)
+        if not self._closed.done():
             for _ in range(_LAST_READS):
                 if not self._on_readable():
                     break

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import uuid_utils.compat
 from sqlalchemy import (
     ColumnElement,
     FromClause,
@@ -35,7 +34,7 @@ from baselayer.models import User
 from baselayer.visibility import Viewer, visible
 from shell_service.models import DeferredJob, Job, ReadyJob, Runner, RunningJob
 from shell_service.output import OutputStore, Stream
-from shell_service.queue import NewJob, first_id_of
+from shell_service.submissions import NewJob
 
 RECORD_TAIL = 64 * 1024  # bytes of each stream in a record
 LIST_TAIL = 1024  # bytes of each stream, and characters of code, in lists
@@ -59,41 +58,9 @@ def parse_id(text: str) -> tuple[str, uuid.UUID]:
     return match[1], uuid.UUID(match[2])
 
 
-def new_job(user_id: int, request: Mapping[str, Any]) -> NewJob:
-    """A job from a checked request (see `schemas.JobRequest`). Its id holds the time of submission."""
-    job_id = uuid_utils.compat.uuid7()
-    created = datetime.fromtimestamp((job_id.int >> 80) / 1000, UTC)
-    run_at = request["run_at"]
-    if request["delay"] is not None:
-        run_at = created + timedelta(seconds=request["delay"])
-    return NewJob(
-        id=job_id,
-        user_id=user_id,
-        name=request["name"],
-        priority=request["priority"],
-        code=request["code"],
-        shell=request["shell"],
-        args=request["args"],
-        env=request["env"],
-        stdin=request["stdin"],
-        timeout=request["timeout"],
-        run_at=run_at,
-        retries=request["retries"],
-        retry_delay=request["retry_delay"],
-        on_lost=request["on_lost"],
-        created_at=created,
-        deferred=run_at is not None and run_at > created,
-    )
-
-
-def request_again(row: Row[Any]) -> dict[str, Any]:
-    """The request that made this job, to make another like it; what was to happen at a time happens at once."""
-    names = ("name", "priority", "code", "shell", "args", "env", "stdin", "timeout")
-    return {
-        **{name: getattr(row, name) for name in (*names, "retries", "retry_delay", "on_lost")},
-        "run_at": None,
-        "delay": None,
-    }
+def first_id_of(milliseconds: int) -> uuid.UUID:
+    """The lowest UUID of version 7 made at `milliseconds` since the epoch (RFC 9562, section 5.7)."""
+    return uuid.UUID(int=(milliseconds << 80) | (7 << 76) | (2 << 62))
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from sqlalchemy.orm import Session
 
 from baselayer.access import EVERY_SCOPE
 from baselayer.models import User
-from shell_service import users
-from shell_service.handlers import tokens
+from shell_service import tokens, users
 
 FIRST_ADMIN = "admin"
 DEMO_USERS = ("alice", "bob", "carol")

@@ -10,17 +10,18 @@ import asyncio
 import logging
 import os
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import sqlalchemy.exc
 
 from baselayer.batch import Batcher
 from baselayer.database import Database, Listener
-from baselayer.errors import Unavailable
 from baselayer.failpoint import FailPoints
-from shell_service import queue
+from baselayer.waiting import insist, repeat, wait_for
+from shell_service import disk, liveness, queue
 from shell_service.attempt import Attempt, NotBegun
 from shell_service.journal import Journal
 from shell_service.output import OutputStore
@@ -30,11 +31,11 @@ from shell_service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-R = TypeVar("R")
-
-_RETRY_MAX = 2.0  # longest pause between tries to reach the database, seconds
 _NO_HURRY = 0.005  # seconds before a slot is offered that was free anyway
-_RETEST_SECONDS = 10.0  # between self-tests of a sandbox that did not work
+_LAST_REPORTS = 5.0  # seconds for what is to be told when the last job has been ended
+_STOPPED = ("NODE_FAIL", "the runner was stopped while the script ran")
+_NOT_OURS = ("NODE_FAIL", "the job was given to others")
+_CANCELLED = ("CANCELLED", "cancelled")
 
 
 class Runner:
@@ -52,6 +53,7 @@ class Runner:
         failpoints: FailPoints,
     ) -> None:
         """`folder` holds the journal; `host` and `name` say which runner this is, over restarts."""
+        self._folders = (settings.output_dir, folder)
         self._settings = settings
         self._database = database
         self._sandbox = sandbox
@@ -69,41 +71,45 @@ class Runner:
         self._id = 0
         self._incarnation = uuid.uuid4()
         self._cursor = int.from_bytes(os.urandom(2))
-        self._problem: str | None = "the sandbox has not been tested yet"
+        self._registering = asyncio.Lock()
+        self._problem: str | None = "The sandbox has not been tested yet."  # why nothing can be run, by the last test
+        self._said: str | None = None  # the obstacle that was last logged
         self._draining = False
         self._started = Batcher(self._flush_started, max_items=64)
         self._finished = Batcher(self._flush_finished, max_items=64)
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Run jobs until `stop` is set, then drain."""
+    async def run(self, stop: asyncio.Event, hurry: asyncio.Event) -> None:
+        """Run jobs until `stop` is set, then let those that run end; when `hurry` is set too, end them at once."""
         entering = asyncio.create_task(self._enter())
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({entering, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if entering.done():
             entering.result()
-            await self._work(stop)
+            await self._work(stop, hurry)
         entering.cancel()
         await self._sandbox.close()
         try:
             if self._id:
-                await self._database.run(queue.leave, self._id, self._incarnation)
-        except Unavailable:
-            logger.warning("left without a word: the database is away")
+                await self._database.run(liveness.leave, self._id, self._incarnation)
+        except Exception as error:
+            logger.warning("left without a word: %s", error)
         self._journal.close()
 
-    async def _work(self, stop: asyncio.Event) -> None:
+    async def _work(self, stop: asyncio.Event, hurry: asyncio.Event) -> None:
+        heartbeat = self._settings.runner.heartbeat_seconds
         async with asyncio.TaskGroup() as group:
-            beating = group.create_task(self._beat_forever())
+            beating = group.create_task(repeat(self._beat, "a heartbeat", longest=heartbeat))
             others = [
-                group.create_task(work)
-                for work in (self._listener().run(), self._test_forever(), self._claim_forever())
+                group.create_task(repeat(self._listener().run, "listening")),
+                group.create_task(repeat(self._test_again, "a test of the sandbox")),
+                group.create_task(repeat(self._claim_and_wait, "claiming jobs")),
             ]
             await stop.wait()
             logger.info("draining: %d jobs run", len(self._attempts))
             self._draining = True
             for task in others:
                 task.cancel()
-            await self._drain()
+            await self._drain(hurry)
             beating.cancel()
 
     # -- beginnings ------------------------------------------------------------------------------------------------
@@ -111,16 +117,13 @@ class Runner:
     async def _enter(self) -> None:
         """Settle what was left, and be known; takes as long as the database is away."""
         await self._settle_predecessor()
-        self._problem = await self._sandbox.self_test()
-        if self._problem:
-            logger.error("no jobs are taken: %s", self._problem)
-        await self._persist(self._register)
+        self._problem = await self._test()
+        await self._register(self._incarnation)
 
-    async def _register(self) -> None:
+    async def _register(self, incarnation: uuid.UUID) -> None:
         slots = self._settings.runner.slots
-        self._id = await self._database.run(
-            queue.register, self._host, self._name, self._incarnation, slots, self._problem
-        )
+        who = (self._host, self._name, incarnation, slots, self._obstacle())
+        self._id = await insist(lambda: self._database.run(liveness.register, *who), "being entered")
 
     async def _settle_predecessor(self) -> None:
         """End what a predecessor of this name left running, and say how its jobs ended as far as it is known."""
@@ -128,12 +131,12 @@ class Runner:
         for item in leftovers.values():
             if kill_leftover(item.pid, item.start_time):
                 logger.warning("job %s was still running: killed", item.job_id.hex)
-        await self._persist(self._register)  # from here on the predecessor can claim nothing
-        rows = await self._persist(lambda: self._database.run(queue.running_of, self._id))
+        await self._register(self._incarnation)  # from here on the predecessor can claim nothing
+        rows = await insist(lambda: self._database.run(liveness.running_of, self._id), "looking for jobs left")
         # NODE_FAIL is what the predecessor did to a script as it drained: lost like the others, and maybe requeued.
         results = [item.result for item in leftovers.values() if item.result and item.result.status != "NODE_FAIL"]
         if results:
-            await self._persist(lambda: self._database.run(queue.finish, results))
+            await insist(lambda: self._database.run(queue.finish, results), "telling how jobs ended")
         known = {item.fence for item in results}
         lost = [Fenced(row.job_id, row.fence) for row in rows if row.fence not in known]
         if lost:
@@ -143,16 +146,37 @@ class Runner:
             self._journal.settled(fence)
 
     async def _lose(self, attempts: Sequence[Fenced], reason: str) -> None:
-        await self._persist(lambda: self._database.run(queue.lose, self._id, attempts, self._name, reason))
+        lose = partial(self._database.run, liveness.lose, self._id, attempts, self._name, reason)
+        await insist(lose, "telling which jobs are lost")
 
-    async def _test_forever(self) -> None:
-        while True:
-            await asyncio.sleep(_RETEST_SECONDS)
-            if self._problem:
-                self._problem = await self._sandbox.self_test()
-                if not self._problem:
-                    logger.info("the sandbox works now")
-                    self._wake.set()
+    # -- whether jobs can be run -----------------------------------------------------------------------------------
+
+    async def _test(self) -> str | None:
+        return self._journal.problem() or await self._sandbox.self_test()
+
+    async def _test_again(self) -> None:
+        await asyncio.sleep(self._settings.runner.heartbeat_seconds)
+        if self._problem:
+            self._problem = await self._test()
+            if not self._problem:
+                self._wake.set()
+
+    def _obstacle(self) -> str | None:
+        """Why no jobs can be taken now, if so."""
+        return self._problem or disk.shortage(self._folders, self._settings.runner.min_free)
+
+    def _look_for_obstacles(self) -> str | None:
+        """As `_obstacle`, and says so in the log when there is another one than before, or none any more."""
+        obstacle = self._obstacle()
+        if obstacle != self._said:
+            self._said = obstacle
+            if obstacle:
+                logger.error("no jobs are taken: %s", obstacle)
+            else:
+                logger.info("jobs are taken again")
+        return obstacle
+
+    # -- claims ----------------------------------------------------------------------------------------------------
 
     def _listener(self) -> Listener:
         def woken(_: str = "") -> None:
@@ -161,26 +185,19 @@ class Runner:
         def cancelled(payload: str) -> None:
             for attempt in self._attempts.values():
                 if attempt.claim.job_id.hex == payload:
-                    attempt.end("CANCELLED")
+                    self._failpoints.reach("runner.cancel_heard")
+                    attempt.end(*_CANCELLED)
 
         return Listener(self._database.url, {"ready": woken, "cancel": cancelled}, on_connect=woken)
 
-    # -- claims ----------------------------------------------------------------------------------------------------
-
-    async def _claim_forever(self) -> None:
-        poll = self._settings.runner.poll_seconds
-        while True:
-            self._wake.clear()
-            free = self._settings.runner.slots - len(self._attempts)
-            claimed = await self._claim(free) if free > 0 and not self._problem else 0
-            self._full = claimed == free
-            if claimed and self._full:
-                continue  # the next free slot wakes us
-            try:
-                async with asyncio.timeout(poll):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
+    async def _claim_and_wait(self) -> None:
+        """Claim jobs for the free slots, and wait until there may be more of either."""
+        self._wake.clear()
+        free = self._settings.runner.slots - len(self._attempts)
+        claimed = await self._claim(free) if free > 0 and not self._look_for_obstacles() else 0
+        self._full = claimed == free
+        if not (claimed and self._full):  # else the next free slot wakes us
+            await wait_for(self._wake, self._settings.runner.poll_seconds)
 
     async def _claim(self, count: int) -> int:
         incarnation = self._incarnation
@@ -193,8 +210,6 @@ class Runner:
                 self._cursor,
                 self._settings.users.max_running,
             )
-        except Unavailable:
-            return 0
         except sqlalchemy.exc.DBAPIError as error:
             if getattr(error.orig, "pgcode", None) != "SH001":
                 raise
@@ -227,33 +242,38 @@ class Runner:
         fence = attempt.claim.fence
         try:
             result = await attempt.run(self._may_start)
-            if result and result.status == "NODE_FAIL":
-                reason = "the runner was stopped while the script ran" if self._draining else result.reason
-                await self._lose([attempt.fenced], reason)
-            elif result:
-                await self._persist(lambda: self._finished.put(result))
-                self._failpoints.reach("runner.reported")
+            if result is None:
+                await self._release(attempt)
+            elif result.status == "NODE_FAIL":
+                await self._lose([attempt.fenced], result.reason)
             else:
-                await self._persist(lambda: self._database.run(queue.release, [attempt.fenced]))
+                await self._report(result)
             self._journal.settled(fence)
         except NotBegun as error:
-            await self._not_begun(attempt, error.result)
+            await self._not_begun(attempt, error)
         except Exception:
             # Never expected. The claim stays in the database, and the next look at it finds that nobody here has it.
             logger.exception("job %s", attempt.claim.job_id.hex)
-            attempt.kill("NODE_FAIL")
+            attempt.kill(*_NOT_OURS)
         finally:
             self._attempts.pop(fence, None)
             self._look_again()
 
-    async def _not_begun(self, attempt: Attempt, result: Result) -> None:
-        """Give the job back if no sandbox can be made here now, and take none until one can; else it is the job's."""
-        self._problem = self._problem or await self._sandbox.self_test()
-        if self._problem:
-            logger.error("no jobs are taken: %s", self._problem)
-            await self._persist(lambda: self._database.run(queue.release, [attempt.fenced], True))
+    async def _not_begun(self, attempt: Attempt, error: NotBegun) -> None:
+        """Give the job back if none can be run here now, and take none until they can; else it is the job's fault."""
+        self._problem = self._problem or await self._test()
+        if error.result is None or self._look_for_obstacles():
+            await self._release(attempt, certain=True)
         else:
-            await self._persist(lambda: self._finished.put(result))
+            await self._report(error.result)
+
+    async def _release(self, attempt: Attempt, certain: bool = False) -> None:
+        release = partial(self._database.run, queue.release, [attempt.fenced], certain)
+        await insist(release, f"giving back job {attempt.claim.job_id.hex}")
+
+    async def _report(self, result: Result) -> None:
+        await insist(lambda: self._finished.put(result), f"telling the end of job {result.job_id.hex}")
+        self._failpoints.reach("runner.reported")
 
     def _look_again(self) -> None:
         """There is a free slot. If none was missing, only users at their limit can have a job for it: no hurry then,
@@ -264,7 +284,7 @@ class Runner:
             asyncio.get_running_loop().call_later(_NO_HURRY, self._wake.set)
 
     async def _may_start(self, fenced: Fenced) -> bool:
-        return await self._persist(lambda: self._started.put(fenced))
+        return await insist(lambda: self._started.put(fenced), f"telling the start of job {fenced.job_id.hex}")
 
     async def _flush_started(self, items: list[Fenced]) -> list[bool | Exception]:
         return [*await self._database.ask(queue.mark_started, items)]
@@ -272,43 +292,28 @@ class Runner:
     async def _flush_finished(self, items: list[Result]) -> list[bool | Exception]:
         return [*await self._database.ask(queue.finish, items)]
 
-    async def _persist(self, act: Callable[[], Awaitable[R]]) -> R:
-        """Do `act`, as often as it takes while the database is away."""
-        pause = 0.05
-        while True:
-            try:
-                return await act()
-            except Unavailable:
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _RETRY_MAX)
-
     # -- heartbeats ------------------------------------------------------------------------------------------------
 
-    async def _beat_forever(self) -> None:
-        while True:
-            await asyncio.sleep(self._settings.runner.heartbeat_seconds)
-            incarnation = self._incarnation
-            try:
-                state = "draining" if self._draining else "live"
-                alive = await self._database.run(queue.beat, self._id, incarnation, self._problem, state)
-                if alive:
-                    await self._reconcile()
-                else:
-                    await self._fenced(incarnation)
-            except Unavailable:
-                continue
+    async def _beat(self) -> None:
+        await asyncio.sleep(self._settings.runner.heartbeat_seconds)
+        incarnation = self._incarnation
+        state = "draining" if self._draining else "live"
+        if await self._database.run(liveness.beat, self._id, incarnation, self._look_for_obstacles(), state):
+            await self._reconcile()
+        else:
+            await self._fenced(incarnation)
 
     async def _reconcile(self) -> None:
         """Compare what the database thinks we run with what we run."""
         here = dict(self._attempts)
-        rows = {row.fence: row for row in await self._database.run(queue.running_of, self._id)}
+        rows = {row.fence: row for row in await self._database.run(liveness.running_of, self._id)}
         for fence, attempt in here.items():
             row = rows.get(fence)
             if row is None and fence in self._attempts:
                 logger.warning("job %s is not ours any more: killed", attempt.claim.job_id.hex)
-                attempt.kill("NODE_FAIL")
+                attempt.kill(*_NOT_OURS)
             elif row and row.cancel_requested:
-                attempt.end("CANCELLED")
+                attempt.end(*_CANCELLED)
         strangers = {fence for fence in rows if fence not in here and fence not in self._attempts}
         stay = [Fenced(rows[fence].job_id, fence) for fence in strangers & self._strangers]
         if stay:  # seen twice: no answer to a claim can still be on its way
@@ -318,25 +323,36 @@ class Runner:
 
     async def _fenced(self, incarnation: uuid.UUID) -> None:
         """As this `incarnation` we were declared gone, and our jobs settled by others: end them, and begin anew."""
-        if incarnation != self._incarnation:
-            return  # a claim and a heartbeat learn of it at the same time
-        logger.error("declared gone: ending %d jobs", len(self._attempts))
-        for attempt in list(self._attempts.values()):
-            attempt.kill("NODE_FAIL")
-        if not self._draining:
-            self._incarnation = uuid.uuid4()
-            await self._persist(self._register)
+        async with self._registering:
+            if incarnation != self._incarnation:
+                return  # a claim and a heartbeat learn of it at the same time
+            logger.error("declared gone: ending %d jobs", len(self._attempts))
+            for attempt in list(self._attempts.values()):
+                attempt.kill(*_NOT_OURS)
+            if not self._draining:
+                successor = uuid.uuid4()
+                await self._register(successor)
+                self._incarnation = successor
 
-    async def _drain(self) -> None:
-        """Let running jobs go on for a while, then end them."""
-        await self._wait_for_tasks(self._settings.runner.drain_seconds)
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    async def _drain(self, hurry: asyncio.Event) -> None:
+        """Let running jobs go on for a while, then end them; at once, where there is no time."""
+        await self._all_ended(self._settings.runner.drain_seconds, hurry)
         left = list(self._attempts.values())
         if left:
             logger.warning("ending %d jobs that are still running", len(left))
             for attempt in left:
-                attempt.end("NODE_FAIL")
-            await self._wait_for_tasks(self._settings.jobs.kill_grace + 5)
+                attempt.end(*_STOPPED)
+            await self._all_ended(self._settings.jobs.kill_grace + _LAST_REPORTS, hurry)
+        if hurry.is_set():
+            for attempt in list(self._attempts.values()):
+                attempt.kill(*_STOPPED)
+            await self._all_ended(_LAST_REPORTS, asyncio.Event())
 
-    async def _wait_for_tasks(self, seconds: float) -> None:
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=seconds)
+    async def _all_ended(self, seconds: float, hurry: asyncio.Event) -> None:
+        """Wait until nothing runs, but at most so long, and not any more when there is `hurry`."""
+        called = asyncio.create_task(hurry.wait())
+        either: set[asyncio.Future[Any]] = {asyncio.gather(*self._tasks), called}
+        await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        called.cancel()

@@ -16,8 +16,8 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from baselayer.database import Database
-from baselayer.errors import Unavailable
-from shell_service import queue
+from baselayer.waiting import repeat
+from shell_service import liveness, queue, tokens
 from shell_service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -77,38 +77,40 @@ class Scheduler:
         self._settings = settings
         self._database = database
         self._reaper = Reaper(settings.runner.lost_after)
-        self._looked_at_runners = self._kept_house = 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set."""
-        while not stop.is_set():
-            try:
-                await self._tick()
-            except Unavailable:
-                self._reaper.forget()
-            try:
-                async with asyncio.timeout(self._settings.scheduler.tick_seconds):
-                    await stop.wait()
-            except TimeoutError:
-                pass
+        async with asyncio.TaskGroup() as group:
+            duties = [
+                group.create_task(repeat(self._promote, "letting jobs become ready")),
+                group.create_task(repeat(self._look_at_runners, "looking for runners that are gone")),
+                group.create_task(repeat(self._keep_house, "keeping house")),
+            ]
+            await stop.wait()
+            for duty in duties:
+                duty.cancel()
 
-    async def _tick(self) -> None:
-        while await self._database.ask(queue.promote, _PROMOTE) == _PROMOTE:
-            pass
-        if time.monotonic() - self._looked_at_runners > self._settings.runner.heartbeat_seconds / 2:
-            self._looked_at_runners = time.monotonic()
-            await self._look_at_runners()
-        if time.monotonic() - self._kept_house > _HOUSEKEEPING_SECONDS:
-            self._kept_house = time.monotonic()
-            await self._database.ask(_forget_keys, self._settings.jobs.idempotency_seconds)
-            await self._database.ask(_vacuum)
+    async def _promote(self) -> None:
+        if await self._database.ask(queue.promote, _PROMOTE) < _PROMOTE:
+            await asyncio.sleep(self._settings.scheduler.tick_seconds)
 
     async def _look_at_runners(self) -> None:
-        for runner, incarnation, beat in self._reaper.observe(await self._database.ask(queue.heartbeats)):
-            if await self._database.run(queue.expire, runner, incarnation, beat):
-                logger.error(
-                    "runner %d has been silent for %g s: declared gone", runner, self._settings.runner.lost_after
-                )
+        await asyncio.sleep(self._settings.runner.heartbeat_seconds / 2)
+        try:
+            silent = self._reaper.observe(await self._database.ask(liveness.heartbeats))
+        except Exception:
+            self._reaper.forget()
+            raise
+        for runner, incarnation, beat in silent:
+            if await self._database.run(liveness.expire, runner, incarnation, beat):
+                seconds = self._settings.runner.lost_after
+                logger.error("runner %d has been silent for %g s: declared gone", runner, seconds)
+
+    async def _keep_house(self) -> None:
+        await self._database.ask(_forget_keys, self._settings.jobs.idempotency_seconds)
+        await self._database.ask(tokens.remove_expired)
+        await self._database.ask(_vacuum)
+        await asyncio.sleep(_HOUSEKEEPING_SECONDS)
 
 
 def _forget_keys(session: Session, seconds: float) -> None:

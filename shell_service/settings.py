@@ -84,6 +84,7 @@ class Runner:
     heartbeat_seconds: float
     lost_after: float
     poll_seconds: float
+    min_free: Bytes
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from shell_service.jobs import first_id_of
 from shell_service.models import STATUSES
-from shell_service.queue import first_id_of
 
 _DAY_MS = 86_400_000
 

@@ -13,10 +13,10 @@ from baselayer.access import Caller
 from baselayer.errors import Conflict, NotFound
 from baselayer.fields import rfc3339
 from baselayer.models import User
-from shell_service import queue
+from shell_service import queue, submissions
 from shell_service.access import tell_access_changed
 from shell_service.models import DeferredJob, ReadyJob, RunningJob, UserLimits
-from shell_service.queue import Limits
+from shell_service.submissions import Limits
 
 
 def select_records() -> Select[*tuple[Any, ...]]:
@@ -95,7 +95,7 @@ def change(session: Session, caller: Caller, username: str, changes: Mapping[str
     if user_id == caller.user_id and (deactivated or changes.get("role", caller.role) != caller.role):
         raise Conflict("You cannot deactivate yourself or change your own role; let another administrator do it.")
     values = {name: changes[name] for name in ("role", "active") if name in changes}
-    queue.lock_user(session, user_id)  # so that no submission under way slips in behind the cancel
+    submissions.lock_user(session, user_id)  # so that no submission under way slips in behind the cancel
     session.execute(update(User).where(User.id == user_id).values(**values, modified=func.now()))
     _set_limits(session, user_id, changes.get("limits", {}))
     tell_access_changed(session)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import sqlalchemy
 
-from tests.database import Server, Transactions
+from tests.database import EmbeddedServer, Server, Transactions
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """A real PostgreSQL with a migrated template."""
-    server = Server()
-    try:
-        server.start()
-        server.make_template()
+    """A real PostgreSQL with a migrated template: an embedded one, or yours at TEST_DATABASE_URL."""
+    url = os.environ.get("TEST_DATABASE_URL")
+    with Server(url) if url else EmbeddedServer() as server:
         yield server
-    finally:
-        server.remove()
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import sqlalchemy
-from sqlalchemy import Engine, NullPool, text
+from sqlalchemy import Engine, NullPool, make_url, text
 from sqlalchemy.orm import Session
 
 from baselayer.postgres import Cluster
@@ -26,13 +26,58 @@ from tests.waiting import eventually
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_TEMPLATE = "migrated"
 # Killed processes lose nothing that the kernel has; only the loss of a whole host would, and no test plays that.
 _FAST = ["-c", "fsync=off", "-c", "log_statement=none", "-c", "deadlock_timeout=200ms"]
 
 
 class Server:
-    """An embedded server in a folder of its own, that can be stopped, killed and started again."""
+    """A server that runs, and in it databases that are copies of a migrated template, for as long as the block."""
+
+    def __init__(self, url: str) -> None:
+        """`url` is that of a role which may create databases."""
+        self._url = make_url(url).set(drivername="postgresql+psycopg2")
+        self._names = (f"test_{os.getpid()}_{number}" for number in itertools.count())
+        self._template = next(self._names)
+
+    def __enter__(self) -> Self:
+        with self._admin() as connection:
+            connection.execute(text(f"CREATE DATABASE {self._template} TEMPLATE template0 ENCODING 'UTF8'"))
+        engine = sqlalchemy.create_engine(self.url_of(self._template), poolclass=NullPool)
+        with engine.connect() as connection:
+            migrations.upgrade(connection)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._drop(self._template)
+
+    def url_of(self, database: str) -> str:
+        """The address of one of its databases."""
+        return self._url.set(database=database).render_as_string(hide_password=False)
+
+    @contextmanager
+    def database(self, template: str = "") -> Iterator[str]:
+        """A database of its own, a copy of the migrated one or of `template`; yields its URL."""
+        name = next(self._names)
+        with self._admin() as connection:
+            connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template or self._template}"))
+        try:
+            yield self.url_of(name)
+        finally:
+            self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        with self._admin() as connection:
+            connection.execute(text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+
+    @contextmanager
+    def _admin(self) -> Iterator[sqlalchemy.Connection]:
+        engine = sqlalchemy.create_engine(self.url_of("postgres"), isolation_level="AUTOCOMMIT", poolclass=NullPool)
+        with engine.connect() as connection:
+            yield connection
+
+
+class EmbeddedServer(Server):
+    """A server in a folder of its own, that can be stopped, killed and started again."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="shs-pg-")).resolve()
@@ -45,8 +90,21 @@ class Server:
             account=Account(199_998, 199_998) if os.geteuid() == 0 else None,
         )
         self.cluster.create()
-        self._numbers = itertools.count()
+        super().__init__(self.cluster.url)
         self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+            return super().__enter__()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.stop(signal.SIGQUIT)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
@@ -75,40 +133,6 @@ class Server:
         assert self._process is not None
         self._process.send_signal(number)
         self._process.wait(30)
-
-    def remove(self) -> None:
-        """Stop it, and delete everything."""
-        if self._process is not None and self._process.poll() is None:
-            self.stop(signal.SIGQUIT)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    @contextmanager
-    def _admin(self, database: str = "postgres") -> Iterator[sqlalchemy.Connection]:
-        engine = sqlalchemy.create_engine(
-            self.cluster.url_of(database), isolation_level="AUTOCOMMIT", poolclass=NullPool
-        )
-        with engine.connect() as connection:
-            yield connection
-
-    def make_template(self) -> None:
-        """Migrate an empty database once, for all that are made from it."""
-        with self._admin() as connection:
-            connection.execute(text(f"CREATE DATABASE {_TEMPLATE}"))
-        engine = sqlalchemy.create_engine(self.cluster.url_of(_TEMPLATE), poolclass=NullPool)
-        with engine.connect() as connection:
-            migrations.upgrade(connection)
-
-    @contextmanager
-    def database(self, template: str = _TEMPLATE) -> Iterator[str]:
-        """A database of its own, a copy of the template, for as long as the block; yields its URL."""
-        name = f"test_{next(self._numbers)}"
-        with self._admin() as connection:
-            connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
-        try:
-            yield self.cluster.url_of(name)
-        finally:
-            with self._admin() as connection:
-                connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 class Transactions:

@@ -12,9 +12,9 @@ import uuid_utils.compat
 from sqlalchemy.orm import Session
 
 from baselayer.models import User
-from shell_service import queue
+from shell_service import liveness, queue, submissions
 from shell_service.models import UserLimits
-from shell_service.queue import Limits, NewJob, Submission
+from shell_service.submissions import Limits, NewJob, Submission
 
 LIMITS = Limits(max_running=50, max_queued=1_000_000, jobs_per_minute=1_000_000)
 
@@ -39,7 +39,7 @@ def add_user(session: Session, limits: dict[str, int] | None = None, **fields: A
 
 
 class NewJobFactory(factory.Factory):
-    """A complete job, as it is handed to `queue.submit`."""
+    """A complete job, as it is handed to `submissions.submit`."""
 
     class Meta:
         model = NewJob
@@ -65,7 +65,7 @@ class NewJobFactory(factory.Factory):
 def add_jobs(session: Session, user_id: int, count: int = 1, **fields: Any) -> list[uuid.UUID]:
     """Submit jobs of a user; returns their ids."""
     new = NewJobFactory.build_batch(count, user_id=user_id, **fields)
-    ids = queue.submit(session, [Submission(user_id, new)], LIMITS)[0]
+    ids = submissions.submit(session, [Submission(user_id, new)], LIMITS)[0]
     assert isinstance(ids, list), ids
     return ids
 
@@ -85,4 +85,4 @@ class Enlisted:
 def add_runner(session: Session, name: str = "runner_00") -> Enlisted:
     """Enter a runner, or a new incarnation of the one that has this name."""
     incarnation = uuid.uuid4()
-    return Enlisted(queue.register(session, "host", name, incarnation, 32, None), incarnation)
+    return Enlisted(liveness.register(session, "host", name, incarnation, 32, None), incarnation)

@@ -49,17 +49,17 @@ def hold(folder: Path) -> int:
 
 
 async def serve(settings: Settings, folder: Path, name: str) -> None:
-    """Run until SIGTERM, then drain."""
-    stop = asyncio.Event()
+    """Run until SIGTERM, then drain; at a second SIGTERM end at once what still runs."""
+    stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, lambda: (hurry if stop.is_set() else stop).set())
     database = Database(settings.database_url, size=3, statement_timeout=settings.database.statement_timeout, wait=10.0)
     offered = shells.available(settings.shells)
     sandbox = Sandbox(settings.sandbox)
     runner = Runner(settings, database, sandbox, offered, folder, socket.gethostname(), name, FailPoints())
     if await schema_is_current(database, stop):
-        await runner.run(stop)
+        await runner.run(stop, hurry)
 
 
 if __name__ == "__main__":

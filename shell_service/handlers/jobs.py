@@ -24,10 +24,10 @@ from baselayer.errors import (
     Unavailable,
 )
 from baselayer.handler import Call, Route, endpoint
-from shell_service import jobs, queue, schemas
+from shell_service import jobs, queue, schemas, submissions
 from shell_service.handlers.base import AppHandler, encode_cursor, job_cursor
 from shell_service.hub import Watch
-from shell_service.queue import NewJob, Submission
+from shell_service.submissions import NewJob, Submission
 
 _CANCEL_AT_ONCE = 500  # jobs that one transaction cancels: claims wait for the rows that it holds
 _MAX_WAIT = 300  # seconds
@@ -90,7 +90,7 @@ class Jobs(SubmitHandler):
         wait = _wait_of(call)
         if wait and len(self.app.hub) >= self.app.settings.server.max_waiting:
             raise Unavailable("Too many requests wait for jobs already; submit without waiting, and ask later.")
-        job = jobs.new_job(call.caller.user_id, call.body)
+        job = submissions.new_job(call.caller.user_id, call.body)
         if wait:
             return await call.unless_closed(self._submit_and_wait(call, job, wait))
         job_id = (await self.submit(call, [job], self.app.submissions))[0]
@@ -133,7 +133,7 @@ class Batch(SubmitHandler):
 
         Errors are given by the job's index. Answers with the jobs in the order of the request.
         """
-        new = [jobs.new_job(call.caller.user_id, request) for request in call.body["jobs"]]
+        new = [submissions.new_job(call.caller.user_id, request) for request in call.body["jobs"]]
         ids = await self.submit(call, new, self.app.batches)
         if ids[0] == new[0].id:
             return [jobs.new_record(job, call.caller) for job in new]
@@ -213,7 +213,7 @@ class Rerun(SubmitHandler):
             raise NotAllowed("Only its owner can run a job again.")
         if found.row.shell not in self.app.rules.shells:
             raise Conflict(f"The interpreter {found.row.shell} is not offered any more.")
-        job = jobs.new_job(call.caller.user_id, jobs.request_again(found.row))
+        job = submissions.new_job(call.caller.user_id, submissions.request_again(found.row))
         new_id = (await self.submit(call, [job], self.app.submissions))[0]
         if new_id == job.id:
             return jobs.new_record(job, call.caller)

@@ -10,11 +10,10 @@ from sqlalchemy.orm import Session
 from baselayer.access import Caller
 from baselayer.errors import Conflict, NotFound
 from baselayer.handler import ANY, Call, Route, endpoint
-from baselayer.models import Token, User
-from shell_service import queue, schemas, users
-from shell_service.handlers import tokens
+from baselayer.models import User
+from shell_service import schemas, submissions, tokens, users
 from shell_service.handlers.base import AppHandler, decode_cursor, encode_cursor
-from shell_service.queue import Limits
+from shell_service.submissions import Limits
 
 
 class Me(AppHandler):
@@ -60,12 +59,11 @@ class OneUser(AppHandler):
 
 def _who_am_i(session: Session, caller: Caller, defaults: Limits) -> dict[str, Any]:
     row = session.execute(users.select_records().where(User.id == caller.user_id)).one()
-    token = session.execute(tokens.select_records().where(Token.id == caller.token_id)).first()
     return {
         **users.record(row, defaults),
         "scopes": sorted(caller.scopes),
-        "token": tokens.record(token) if token else None,
-        **queue.usage(session, caller.user_id),
+        "token": tokens.used_by(session, caller),
+        **submissions.usage(session, caller.user_id),
     }
 
 

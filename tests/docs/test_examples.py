@@ -155,7 +155,7 @@ def test_back_up_and_restore_with_a_database_of_ones_own(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{binaries()}:{os.environ['PATH']}")
-    url = server.cluster.url_of("postgres").replace("postgresql+psycopg2", "postgresql")
+    url = server.url_of("postgres").replace("postgresql+psycopg2", "postgresql")
     with closing(psycopg2.connect(url)) as connection:
         connection.autocommit = True
         connection.cursor().execute("CREATE DATABASE restored")

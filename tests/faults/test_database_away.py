@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from shell_service import queue
-from tests.database import Server, assert_truthful
+from tests.database import EmbeddedServer, assert_truthful
 from tests.factories import add_jobs
 from tests.faults.conftest import QUICK
 from tests.faults.proxy import Cut
@@ -21,19 +21,14 @@ from tests.waiting import eventually
 
 
 @pytest.fixture(scope="module")
-def postgres() -> Iterator[Server]:
+def postgres() -> Iterator[EmbeddedServer]:
     """A server for the tests of this module, to be stopped and killed."""
-    server = Server()
-    try:
-        server.start()
-        server.make_template()
+    with EmbeddedServer() as server:
         yield server
-    finally:
-        server.remove()
 
 
 @pytest.fixture
-def site(postgres: Server) -> Iterator[Site]:
+def site(postgres: EmbeddedServer) -> Iterator[Site]:
     """A site with runner and scheduler, on a server that may go away for longer than a runner may be silent."""
     with (
         postgres.database() as url,
@@ -53,7 +48,7 @@ def alive(*services: Service) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT, signal.SIGKILL], ids=["fast", "immediate", "killed"])
-def test_a_restart_under_load(site: Site, postgres: Server, how: signal.Signals) -> None:
+def test_a_restart_under_load(site: Site, postgres: EmbeddedServer, how: signal.Signals) -> None:
     runner, scheduler = site.start_runner(), site.start("scheduler")
     long = [site.submit("echo begun; sleep 1.5; exit 3") for _ in range(4)]
     many = site.transact(add_jobs, site.user, 150, code="echo hello")
@@ -77,7 +72,7 @@ def test_a_restart_under_load(site: Site, postgres: Server, how: signal.Signals)
     alive(runner, scheduler)
 
 
-def test_away_for_longer_than_a_runner_may_be_silent(site: Site, postgres: Server) -> None:
+def test_away_for_longer_than_a_runner_may_be_silent(site: Site, postgres: EmbeddedServer) -> None:
     runner, scheduler = site.start_runner(), site.start("scheduler")
     short = [site.submit("echo begun; sleep 0.5; echo ended; exit 4") for _ in range(3)]
     long = [site.submit("echo begun; sleep 7; echo ended; exit 5", on_lost="requeue") for _ in range(3)]
@@ -99,7 +94,7 @@ def test_away_for_longer_than_a_runner_may_be_silent(site: Site, postgres: Serve
     alive(runner, scheduler)
 
 
-def test_hanging_for_longer_than_a_runner_may_be_silent(site: Site, postgres: Server) -> None:
+def test_hanging_for_longer_than_a_runner_may_be_silent(site: Site, postgres: EmbeddedServer) -> None:
     """Not gone, but silent: when it goes on, everybody gets his full time again."""
     runner, scheduler = site.start_runner(), site.start("scheduler")
     job_id = site.submit("echo begun; sleep 5; exit 6")
@@ -121,7 +116,7 @@ def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_the_runner_is_killed_while_it_is_away(site: Site, postgres: Server) -> None:
+def test_the_runner_is_killed_while_it_is_away(site: Site, postgres: EmbeddedServer) -> None:
     """What it had in its journal by then is told by its successor."""
     runner = site.start_runner()
     ended, going = site.submit("echo begun; sleep 0.5; echo ended; exit 4"), site.submit("echo begun; sleep 60")
@@ -138,7 +133,7 @@ def test_the_runner_is_killed_while_it_is_away(site: Site, postgres: Server) -> 
     assert site.final(going).status == "NODE_FAIL"
 
 
-def test_a_cancel_survives_a_restart(site: Site, postgres: Server) -> None:
+def test_a_cancel_survives_a_restart(site: Site, postgres: EmbeddedServer) -> None:
     site.start_runner()
     job_id = site.submit("echo begun; sleep 60")
     eventually(lambda: begun(site, [job_id]))
@@ -148,7 +143,7 @@ def test_a_cancel_survives_a_restart(site: Site, postgres: Server) -> None:
     assert site.final(job_id).status == "CANCELLED"
 
 
-def test_the_answer_to_a_claim_is_lost(postgres: Server, tmp_path: Path) -> None:
+def test_the_answer_to_a_claim_is_lost(postgres: EmbeddedServer, tmp_path: Path) -> None:
     with postgres.database() as url:
         wire = Cut(url, tmp_path / "wire", b"claim_jobs")
         with Site(url, runner=QUICK, database={"url": wire.url}) as site:
@@ -163,7 +158,7 @@ def test_the_answer_to_a_claim_is_lost(postgres: Server, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("mark", [b"SET started_at", b"DELETE FROM running_job"], ids=["start", "end"])
-def test_the_answer_to_a_report_is_lost(postgres: Server, tmp_path: Path, mark: bytes) -> None:
+def test_the_answer_to_a_report_is_lost(postgres: EmbeddedServer, tmp_path: Path, mark: bytes) -> None:
     with postgres.database() as url:
         wire = Cut(url, tmp_path / "wire", mark)
         with Site(url, runner=QUICK, database={"url": wire.url}) as site:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from shell_service import provision
-from tests.database import Server, assert_consistent
+from tests.database import EmbeddedServer, Server, assert_consistent
 from tests.faults.proxy import Cut
 from tests.services import Service, Site
 from tests.waiting import eventually
@@ -109,21 +109,15 @@ def test_the_answer_to_the_commit_is_lost(server: Server, tmp_path: Path) -> Non
 
 
 def test_a_database_that_is_away_is_said_so(tmp_path: Path) -> None:
-    server = Server()
-    try:
+    with EmbeddedServer() as server, server.database() as url, Site(url) as site:
+        site.transact.sql('DELETE FROM "user"')
+        worker = Worker(site)
+        server.stop()
+        refused = worker.post("key")
+        assert refused.status_code == 503
+        assert int(refused.headers["Retry-After"]) > 0
+        assert "database" in refused.json()["message"].lower()
         server.start()
-        server.make_template()
-        with server.database() as url, Site(url) as site:
-            site.transact.sql('DELETE FROM "user"')
-            worker = Worker(site)
-            server.stop()
-            refused = worker.post("key")
-            assert refused.status_code == 503
-            assert int(refused.headers["Retry-After"]) > 0
-            assert "database" in refused.json()["message"].lower()
-            server.start()
-            eventually(lambda: worker.post("key").status_code == 200, 10)
-            assert count(site) == 1
-            assert worker.service.process.poll() is None
-    finally:
-        server.remove()
+        eventually(lambda: worker.post("key").status_code == 200, 10)
+        assert count(site) == 1
+        assert worker.service.process.poll() is None

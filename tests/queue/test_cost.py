@@ -10,8 +10,9 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from shell_service import queue
-from shell_service.queue import Fenced, Result, Submission
+from shell_service import liveness, queue, submissions
+from shell_service.queue import Fenced, Result
+from shell_service.submissions import Submission
 from tests.database import Transactions
 from tests.factories import LIMITS, Enlisted, NewJobFactory, add_jobs, add_runner, add_user
 
@@ -137,13 +138,13 @@ def test_other_moves_read_their_own_rows_only(transact: Transactions, runner: En
     results = [Result(item.job_id, item.fence, "COMPLETED", "", "runner_00") for item in fenced]
     new = Submission(user, NewJobFactory.build_batch(1, user_id=user), "key", b"")
     moves: dict[str, Callable[[Session], Any]] = {
-        "submit": lambda session: queue.submit(session, [new], LIMITS),
+        "submit": lambda session: submissions.submit(session, [new], LIMITS),
         "start": lambda session: queue.mark_started(session, fenced),
         "finish": lambda session: queue.finish(session, results),
         "release": lambda session: queue.release(session, fenced),
         "cancel": lambda session: queue.cancel(session, [claim.job_id for claim in claims], "alice"),
         "promote": queue.promote,
-        "running_of": lambda session: queue.running_of(session, runner.id),
+        "running_of": lambda session: liveness.running_of(session, runner.id),
     }
     for name, move in moves.items():
         read = rows_read(transact, move)

@@ -19,8 +19,9 @@ from sqlalchemy.orm import Session
 from baselayer.batch import Batcher
 from baselayer.database import Database, DatabaseUnavailable
 from baselayer.errors import IdempotencyMismatch, LimitReached, Unavailable
-from shell_service import queue
-from shell_service.queue import Fenced, Submission
+from shell_service import queue, submissions
+from shell_service.queue import Fenced
+from shell_service.submissions import Submission
 from tests.database import Transactions
 from tests.factories import LIMITS, NewJobFactory, add_jobs, add_runner, add_user
 
@@ -44,7 +45,7 @@ def submitting(database: Database, batches: list[int] | None = None) -> Batcher[
     async def submit(items: list[Submission]) -> list[Ids | Exception]:
         if batches is not None:
             batches.append(len(items))
-        return await database.run(queue.submit, items, LIMITS)
+        return await database.run(submissions.submit, items, LIMITS)
 
     return Batcher(submit, max_items=200)
 
@@ -141,8 +142,8 @@ def test_batches_and_single_submissions_store_the_same(transact: Transactions, u
     same = [dataclasses.replace(item, user_id=other, jobs=[
         dataclasses.replace(job, id=uuid.UUID(int=job.id.int + 1), user_id=other) for job in item.jobs
     ]) for item in items]  # fmt: skip
-    together = transact(queue.submit, items, LIMITS)
-    alone = [transact(queue.submit, [item], LIMITS)[0] for item in same]
+    together = transact(submissions.submit, items, LIMITS)
+    alone = [transact(submissions.submit, [item], LIMITS)[0] for item in same]
     assert [[job_id.int + 1 for job_id in ids] for ids in together] == [[job_id.int for job_id in ids] for ids in alone]
     stored = (
         "SELECT array_agg((priority, ord) ORDER BY j.id)::text FROM job j JOIN ready_job ON job_id = id"
@@ -217,7 +218,7 @@ def test_when_the_database_is_away_all_are_told(database: Database, user: int) -
 def test_a_queue_has_an_end(database: Database, user: int) -> None:
     def make() -> list[Awaitable[Any]]:
         batcher: Batcher[Submission, Ids] = Batcher(
-            partial(database.run, queue.submit, defaults=LIMITS), max_items=5, max_queue=10
+            partial(database.run, submissions.submit, defaults=LIMITS), max_items=5, max_queue=10
         )
         return [batcher.put(submission(user)) for _ in range(20)]
 

@@ -11,8 +11,9 @@ import pytest
 from sqlalchemy.orm import Session
 
 from baselayer.errors import IdempotencyMismatch
-from shell_service import queue
-from shell_service.queue import Claim, Fenced, Result, Submission
+from shell_service import liveness, queue, submissions
+from shell_service.queue import Claim, Fenced, Result
+from shell_service.submissions import Submission
 from tests.database import Transactions, assert_consistent
 from tests.factories import LIMITS, Enlisted, NewJobFactory, add_jobs, add_runner
 from tests.queue.interleaving import Act, every_order
@@ -38,7 +39,7 @@ def finish(claim: Claim, status: str = "COMPLETED", retry_in: float | None = Non
 
 
 def expire(runner: Enlisted, beat: int) -> Act:
-    return partial(queue.expire, runner_id=runner.id, incarnation=runner.incarnation, last_beat=beat)
+    return partial(liveness.expire, runner_id=runner.id, incarnation=runner.incarnation, last_beat=beat)
 
 
 class Meeting:
@@ -83,7 +84,7 @@ class Meeting:
         return partial(queue.cancel, job_ids=[self.job], by="alice")
 
     def beat(self) -> int:
-        return self.transact(queue.heartbeats)[self.runner.id][1]
+        return self.transact(liveness.heartbeats)[self.runner.id][1]
 
     def run(self, prepare: Callable[[], tuple[Act, Act]], check: Callable[[Any, Any, Any], None]) -> None:
         """`check` gets both results, and where the job stands."""
@@ -172,7 +173,7 @@ def test_beat_and_expire(meeting: Meeting) -> None:
         claim = meeting.started()
         del claim
         runner = meeting.runner
-        beat = partial(queue.beat, runner_id=runner.id, incarnation=runner.incarnation, sandbox=None, state="live")
+        beat = partial(liveness.beat, runner_id=runner.id, incarnation=runner.incarnation, sandbox=None, state="live")
         return beat, expire(runner, meeting.beat())
 
     def check(alive: bool, expired: bool, now: Any) -> None:
@@ -307,7 +308,7 @@ def test_register_and_claim_of_the_predecessor(meeting: Meeting) -> None:
 
     def check(claims: list[Claim], new: Enlisted, now: Any) -> None:
         # Either nothing was claimed, or the successor, that looks at all claims of its name, finds it.
-        found = [item.fence for item in meeting.transact(queue.running_of, new.id)]
+        found = [item.fence for item in meeting.transact(liveness.running_of, new.id)]
         assert found == [item.fence for item in claims]
         assert bool(now.ready) != bool(claims)
 
@@ -318,7 +319,7 @@ def test_register_and_claim_of_the_predecessor(meeting: Meeting) -> None:
 def test_submit_and_submit_with_the_same_key(meeting: Meeting, digest: bytes) -> None:
     def submit(digest: bytes) -> Act:
         jobs = NewJobFactory.build_batch(1, user_id=meeting.user)
-        return partial(queue.submit, submissions=[Submission(meeting.user, jobs, "key", digest)], defaults=LIMITS)
+        return partial(submissions.submit, submissions=[Submission(meeting.user, jobs, "key", digest)], defaults=LIMITS)
 
     def prepare() -> tuple[Act, Act]:
         meeting.ready()

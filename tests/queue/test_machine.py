@@ -25,8 +25,9 @@ from hypothesis.stateful import (
 )
 
 from baselayer.errors import IdempotencyMismatch
-from shell_service import queue
-from shell_service.queue import Fenced, Result, Submission
+from shell_service import liveness, queue, submissions
+from shell_service.queue import Fenced, Result
+from shell_service.submissions import Submission
 from tests.database import Server, Transactions, install_witness
 from tests.factories import LIMITS, NewJobFactory, add_runner, add_user
 
@@ -80,7 +81,7 @@ class QueueMachine(RuleBasedStateMachine):
         new = NewJobFactory.build_batch(count, user_id=user, **fields)
         if fields["deferred"]:
             new = [NewJobFactory(**{**vars(job), "run_at": job.created_at}) for job in new]
-        (ids,) = self.transact(queue.submit, [Submission(user, new)], LIMITS)
+        (ids,) = self.transact(submissions.submit, [Submission(user, new)], LIMITS)
         assert isinstance(ids, list)
         self.accepted.update(ids)
         return multiple(*ids)
@@ -88,7 +89,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(target=jobs, key=st.sampled_from(["a", "b"]), digest=st.sampled_from([b"1", b"2"]))
     def submit_with_key(self, key: str, digest: bytes) -> Any:
         new = NewJobFactory.build_batch(1, user_id=3)
-        (result,) = self.transact(queue.submit, [Submission(3, new, key, digest)], LIMITS)
+        (result,) = self.transact(submissions.submit, [Submission(3, new, key, digest)], LIMITS)
         known = self.keys.setdefault(key, (digest, [job.id for job in new]))
         if known[0] != digest:
             assert isinstance(result, IdempotencyMismatch)
@@ -178,48 +179,48 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(target=beats, name=st.sampled_from(_NAMES))
     def beat(self, name: str) -> Any:
         runner = self.runners[name]
-        alive = self.transact(queue.beat, runner.id, runner.incarnation, None, "live")
+        alive = self.transact(liveness.beat, runner.id, runner.incarnation, None, "live")
         assert alive == (runner.incarnation not in self.gone)
         if not alive:
             return multiple()
-        return (name, *self.transact(queue.heartbeats)[runner.id])
+        return (name, *self.transact(liveness.heartbeats)[runner.id])
 
     @rule(seen=beats)
     def expire(self, seen: tuple[str, uuid.UUID, int]) -> None:
         """By a scheduler that may have looked long ago."""
         name, incarnation, beat = seen
         runner = self.runners[name]
-        now = self.transact(queue.heartbeats).get(runner.id)
-        expired = self.transact(queue.expire, runner.id, incarnation, beat)
+        now = self.transact(liveness.heartbeats).get(runner.id)
+        expired = self.transact(liveness.expire, runner.id, incarnation, beat)
         assert expired == (now == (incarnation, beat))
         if expired:
             self.gone.add(incarnation)
-            assert self.transact(queue.running_of, runner.id) == []
+            assert self.transact(liveness.running_of, runner.id) == []
 
     @rule(name=st.sampled_from(_NAMES))
     def restart(self, name: str) -> None:
         """As after SIGKILL: a successor of the same name settles what was left."""
         self.gone.add(self.runners[name].incarnation)
         self.runners[name] = runner = self.transact(add_runner, name)
-        left = [Fenced(row.job_id, row.fence) for row in self.transact(queue.running_of, runner.id)]
-        self.transact(queue.lose, runner.id, left, name, "the runner was killed")
+        left = [Fenced(row.job_id, row.fence) for row in self.transact(liveness.running_of, runner.id)]
+        self.transact(liveness.lose, runner.id, left, name, "the runner was killed")
         self.held[name].clear()
-        assert self.transact(queue.running_of, runner.id) == []
+        assert self.transact(liveness.running_of, runner.id) == []
 
     @precondition(lambda self: any(self.held.values()))
     @rule(name=st.sampled_from(_NAMES))
     def reconcile(self, name: str) -> None:
         """What the database says a runner claimed, and the runner does not know, is given back."""
         runner = self.runners[name]
-        rows = self.transact(queue.running_of, runner.id)
+        rows = self.transact(liveness.running_of, runner.id)
         stray = [Fenced(row.job_id, row.fence) for row in rows if row.fence not in self.held[name]]
-        self.transact(queue.lose, runner.id, stray, name, "the runner lost track of the script")
+        self.transact(liveness.lose, runner.id, stray, name, "the runner lost track of the script")
 
     @rule(name=st.sampled_from(_NAMES))
     def leave(self, name: str) -> None:
         runner = self.runners[name]
-        self.transact(queue.leave, runner.id, runner.incarnation)
-        rows = [row for row in self.transact(queue.running_of, runner.id) if row.incarnation == runner.incarnation]
+        self.transact(liveness.leave, runner.id, runner.incarnation)
+        rows = [row for row in self.transact(liveness.running_of, runner.id) if row.incarnation == runner.incarnation]
         assert all(row.started for row in rows)
         if not rows:
             self.gone.add(runner.incarnation)

@@ -11,8 +11,9 @@ import sqlalchemy
 from sqlalchemy.orm import Session
 
 from baselayer.errors import IdempotencyMismatch, LimitReached, NotAllowed
-from shell_service import queue
-from shell_service.queue import Claim, Fenced, Limits, NewJob, Result, Submission
+from shell_service import liveness, queue, submissions
+from shell_service.queue import Claim, Fenced, Result
+from shell_service.submissions import Limits, NewJob, Submission
 from tests.database import Transactions
 from tests.factories import LIMITS, Enlisted, NewJobFactory, add_jobs, add_runner, add_user
 
@@ -246,7 +247,7 @@ def test_cancelling_what_runs_asks_for_its_end(transact: Transactions, user: int
     claim = start(transact, runner, user)
     transact(queue.cancel, [claim.job_id], "alice")
     transact(queue.cancel, [claim.job_id], "bob")
-    assert [row.cancel_requested for row in transact(queue.running_of, runner.id)] == [True]
+    assert [row.cancel_requested for row in transact(liveness.running_of, runner.id)] == [True]
     transact(queue.finish, [ended(claim, "CANCELLED")])
     row = job(transact, claim.job_id)
     assert (row.status, row.cancelled_by, row.reason) == ("CANCELLED", "alice", "cancelled by alice")
@@ -269,11 +270,11 @@ def test_promoting_moves_what_is_due_only(transact: Transactions, user: int) -> 
 
 
 def test_beating_keeps_a_runner_known(transact: Transactions, runner: Enlisted) -> None:
-    before = transact(queue.heartbeats)[runner.id]
-    assert transact(queue.beat, runner.id, runner.incarnation, "no sandbox", "draining")
-    assert transact(queue.heartbeats)[runner.id] == (runner.incarnation, before[1] + 1)
+    before = transact(liveness.heartbeats)[runner.id]
+    assert transact(liveness.beat, runner.id, runner.incarnation, "no sandbox", "draining")
+    assert transact(liveness.heartbeats)[runner.id] == (runner.incarnation, before[1] + 1)
     assert tuple(transact.sql("SELECT state, sandbox FROM runner")[0]) == ("draining", "no sandbox")
-    assert not transact(queue.beat, runner.id, uuid.uuid4(), None, "live")
+    assert not transact(liveness.beat, runner.id, uuid.uuid4(), None, "live")
 
 
 def lost_jobs(transact: Transactions, runner: Enlisted, user: int) -> dict[str, Claim]:
@@ -286,25 +287,25 @@ def lost_jobs(transact: Transactions, runner: Enlisted, user: int) -> dict[str, 
 
 def test_a_runner_that_is_gone_leaves_nothing_behind(transact: Transactions, user: int, runner: Enlisted) -> None:
     claims = lost_jobs(transact, runner, user)
-    incarnation, beat = transact(queue.heartbeats)[runner.id]
-    assert transact(queue.expire, runner.id, incarnation, beat)
+    incarnation, beat = transact(liveness.heartbeats)[runner.id]
+    assert transact(liveness.expire, runner.id, incarnation, beat)
     assert {kind: place(transact, claim.job_id) for kind, claim in claims.items()} == {
         "fail": "NODE_FAIL", "requeue": "deferred", "never": "ready"
     }  # fmt: skip
     assert "how the script ended is not known" in job(transact, claims["fail"].job_id).reason
-    assert not transact(queue.expire, runner.id, incarnation, beat)
-    assert not transact(queue.beat, runner.id, incarnation, None, "live")
-    assert runner.id not in transact(queue.heartbeats)
+    assert not transact(liveness.expire, runner.id, incarnation, beat)
+    assert not transact(liveness.beat, runner.id, incarnation, None, "live")
+    assert runner.id not in transact(liveness.heartbeats)
     for claim in claims.values():
         assert transact(queue.finish, [ended(claim)]) == [False]
 
 
 def test_a_runner_that_beats_is_not_declared_gone(transact: Transactions, user: int, runner: Enlisted) -> None:
     claims = lost_jobs(transact, runner, user)
-    incarnation, beat = transact(queue.heartbeats)[runner.id]
-    transact(queue.beat, runner.id, runner.incarnation, None, "live")
-    assert not transact(queue.expire, runner.id, incarnation, beat)
-    assert not transact(queue.expire, runner.id, uuid.uuid4(), beat + 1)
+    incarnation, beat = transact(liveness.heartbeats)[runner.id]
+    transact(liveness.beat, runner.id, runner.incarnation, None, "live")
+    assert not transact(liveness.expire, runner.id, incarnation, beat)
+    assert not transact(liveness.expire, runner.id, uuid.uuid4(), beat + 1)
     assert {place(transact, claim.job_id) for claim in claims.values()} == {"running"}
 
 
@@ -316,7 +317,7 @@ def test_a_job_that_loses_its_runners_ends_at_last(transact: Transactions, user:
         assert attempts < 20
         (claim,) = claims
         transact(queue.mark_started, [fenced(claim)])
-        transact(queue.lose, transact.scalar("SELECT id FROM runner"), [fenced(claim)], "runner_00", "lost")
+        transact(liveness.lose, transact.scalar("SELECT id FROM runner"), [fenced(claim)], "runner_00", "lost")
         transact.sql("UPDATE deferred_job SET run_at = clock_timestamp()")
         transact(queue.promote)
     assert attempts == 6
@@ -330,26 +331,26 @@ def runner_claims(session: Session) -> list[Claim]:
 def test_losing_leaves_alone_the_jobs_of_another_runner(transact: Transactions, user: int, runner: Enlisted) -> None:
     claim = start(transact, runner, user)
     other = transact(add_runner, "runner_01")
-    transact(queue.lose, other.id, [fenced(claim)], "runner_01", "lost")
+    transact(liveness.lose, other.id, [fenced(claim)], "runner_01", "lost")
     assert place(transact, claim.job_id) == "running"
 
 
 def test_a_runner_that_leaves_gives_back_what_never_began(transact: Transactions, user: int, runner: Enlisted) -> None:
     transact(add_jobs, user)
     (claim,) = transact(runner.claim)  # the answer to this claim came after the runner had stopped to look
-    transact(queue.leave, runner.id, runner.incarnation)
+    transact(liveness.leave, runner.id, runner.incarnation)
     assert place(transact, claim.job_id) == "ready"
-    assert transact(queue.heartbeats) == {}
+    assert transact(liveness.heartbeats) == {}
 
 
 def test_a_runner_that_leaves_what_began_is_still_waited_for(
     transact: Transactions, user: int, runner: Enlisted
 ) -> None:
     claim = start(transact, runner, user)  # its journal may know how this ended
-    transact(queue.leave, runner.id, runner.incarnation)
+    transact(liveness.leave, runner.id, runner.incarnation)
     assert place(transact, claim.job_id) == "running"
-    incarnation, beat = transact(queue.heartbeats)[runner.id]
-    assert transact(queue.expire, runner.id, incarnation, beat)
+    incarnation, beat = transact(liveness.heartbeats)[runner.id]
+    assert transact(liveness.expire, runner.id, incarnation, beat)
     assert place(transact, claim.job_id) == "NODE_FAIL"
 
 
@@ -361,18 +362,18 @@ def submission(
 
 def test_the_same_key_gives_the_same_job(transact: Transactions, user: int) -> None:
     other = transact(add_user)
-    (first,) = transact(queue.submit, [submission(user, key="k", digest=b"a")], LIMITS)
-    assert transact(queue.submit, [submission(user, key="k", digest=b"a")], LIMITS) == [first]
-    (different,) = transact(queue.submit, [submission(user, key="k", digest=b"b")], LIMITS)
+    (first,) = transact(submissions.submit, [submission(user, key="k", digest=b"a")], LIMITS)
+    assert transact(submissions.submit, [submission(user, key="k", digest=b"a")], LIMITS) == [first]
+    (different,) = transact(submissions.submit, [submission(user, key="k", digest=b"b")], LIMITS)
     assert isinstance(different, IdempotencyMismatch)
-    (theirs,) = transact(queue.submit, [submission(other, key="k", digest=b"a")], LIMITS)
+    (theirs,) = transact(submissions.submit, [submission(other, key="k", digest=b"a")], LIMITS)
     assert theirs != first
     assert transact.scalar("SELECT count(*) FROM job") == 2
 
 
 def test_the_same_key_twice_in_one_group(transact: Transactions, user: int) -> None:
     items = [submission(user, key="k", digest=digest) for digest in (b"a", b"a", b"b")]
-    first, second, third = transact(queue.submit, items, LIMITS)
+    first, second, third = transact(submissions.submit, items, LIMITS)
     assert first == second
     assert isinstance(third, IdempotencyMismatch)
     assert transact.scalar("SELECT count(*) FROM job") == 1
@@ -382,7 +383,7 @@ def test_a_refused_submission_stores_nothing_and_leaves_its_key_free(transact: T
     user = transact(add_user, {"max_queued": 2})
     many = submission(user, key="k", jobs=NewJobFactory.build_batch(3, user_id=user))
     one = submission(user)
-    refused, stored = transact(queue.submit, [many, one], LIMITS)
+    refused, stored = transact(submissions.submit, [many, one], LIMITS)
     assert isinstance(refused, LimitReached)
     assert isinstance(stored, list)
     assert transact.scalar("SELECT count(*) FROM job") == 1
@@ -395,36 +396,36 @@ def test_limits_count_what_waits_and_what_came_this_minute(transact: Transaction
     runner = transact(add_runner)
     now = datetime.now(UTC)
     jobs = [NewJobFactory(user_id=user, deferred=True, run_at=now), *NewJobFactory.build_batch(2, user_id=user)]
-    (stored,) = transact(queue.submit, [submission(user, jobs=jobs)], defaults)
+    (stored,) = transact(submissions.submit, [submission(user, jobs=jobs)], defaults)
     assert isinstance(stored, list)
-    (refused,) = transact(queue.submit, [submission(user)], defaults)
+    (refused,) = transact(submissions.submit, [submission(user)], defaults)
     assert isinstance(refused, LimitReached)
     assert "3 jobs queued" in refused.message
     claims = transact(runner.claim, 2)
     assert len(claims) == 2
-    assert all(isinstance(item, list) for item in transact(queue.submit, [submission(user)] * 1, defaults))
-    (fifth,) = transact(queue.submit, [submission(user)], defaults)
+    assert all(isinstance(item, list) for item in transact(submissions.submit, [submission(user)] * 1, defaults))
+    (fifth,) = transact(submissions.submit, [submission(user)], defaults)
     assert isinstance(fifth, list)
     transact(queue.cancel, fifth, "alice")
-    (refused,) = transact(queue.submit, [submission(user)], defaults)
+    (refused,) = transact(submissions.submit, [submission(user)], defaults)
     assert isinstance(refused, LimitReached)
     assert "a minute" in refused.message
 
 
 def test_one_users_limit_does_not_touch_another(transact: Transactions, user: int) -> None:
     full = transact(add_user, {"max_queued": 0})
-    refused, stored = transact(queue.submit, [submission(full), submission(user)], LIMITS)
+    refused, stored = transact(submissions.submit, [submission(full), submission(user)], LIMITS)
     assert isinstance(refused, LimitReached)
     assert isinstance(stored, list)
 
 
 def test_inactive_users_submit_nothing(transact: Transactions) -> None:
     user = transact(add_user, active=False)
-    (refused,) = transact(queue.submit, [submission(user)], LIMITS)
+    (refused,) = transact(submissions.submit, [submission(user)], LIMITS)
     assert isinstance(refused, NotAllowed)
 
 
 def test_usage_counts_each_place(transact: Transactions, user: int, runner: Enlisted) -> None:
     transact(add_jobs, user, 3)
     transact(runner.claim)
-    assert transact(queue.usage, user) == {"running": 1, "queued": 2}
+    assert transact(submissions.usage, user) == {"running": 1, "queued": 2}

@@ -7,7 +7,7 @@ import uuid
 
 import pytest
 
-from shell_service import queue
+from shell_service import liveness
 from tests.database import Server, assert_consistent, assert_truthful
 from tests.runner.conftest import QUICK
 from tests.services import Site, host, processes
@@ -30,7 +30,7 @@ def test_sigterm_lets_jobs_end_and_takes_no_more(site: Site) -> None:
     job = site.final(running, 0.1)
     assert (job.status, site.output(job)) == ("COMPLETED", b"done\n")
     assert site.job(waiting).status is None
-    assert site.transact(queue.heartbeats) == {}
+    assert site.transact(liveness.heartbeats) == {}
     site.start_runner()
     assert site.final(waiting).status == "COMPLETED"
     assert_truthful(site.transact)
@@ -73,7 +73,7 @@ def test_a_twin_is_refused(site: Site) -> None:
 
 def test_a_claim_whose_answer_was_lost_is_given_back(site: Site) -> None:
     runner = site.start_runner()
-    runner_id, (incarnation, _) = next(iter(site.transact(queue.heartbeats).items()))
+    runner_id, (incarnation, _) = next(iter(site.transact(liveness.heartbeats).items()))
     with site.transact.engine.begin() as connection:
         connection.exec_driver_sql("LOCK TABLE ready_job IN SHARE ROW EXCLUSIVE MODE")  # the runner cannot claim
         user = connection.exec_driver_sql('SELECT min(id) FROM "user"').scalar()
@@ -119,15 +119,15 @@ def test_a_runner_declared_gone_begins_anew(site: Site) -> None:
     runner = site.start_runner()
     job_id = site.submit(f"sleep {mark}")
     eventually(lambda: processes(mark))
-    runner_id, (incarnation, _) = next(iter(site.transact(queue.heartbeats).items()))
+    runner_id, (incarnation, _) = next(iter(site.transact(liveness.heartbeats).items()))
     expired = eventually(
-        lambda: site.transact(queue.expire, runner_id, *site.transact(queue.heartbeats)[runner_id])
+        lambda: site.transact(liveness.expire, runner_id, *site.transact(liveness.heartbeats)[runner_id])
     )  # as fast as it beats
     assert expired
     assert site.final(job_id).status == "NODE_FAIL"
     eventually(lambda: not processes(mark), 5)
     assert site.run("echo again").status == "COMPLETED"
-    assert site.transact(queue.heartbeats)[runner_id][0] != incarnation
+    assert site.transact(liveness.heartbeats)[runner_id][0] != incarnation
     assert runner.process.poll() is None
     assert_truthful(site.transact)
 

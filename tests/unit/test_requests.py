@@ -20,8 +20,7 @@ from baselayer.handler import _from_text, _sentence
 from shell_service.handlers.base import decode_cursor, encode_cursor, job_cursor
 from shell_service.handlers.jobs import _wait_of
 from shell_service.handlers.output import parse_range
-from shell_service.jobs import Filter, parse_id, public_id
-from shell_service.queue import first_id_of
+from shell_service.jobs import Filter, first_id_of, parse_id, public_id
 
 
 @pytest.mark.parametrize(
