@@ -97,6 +97,7 @@ class Database:
             max_overflow=0,
             pool_timeout=wait,
             pool_recycle=1800,
+            hide_parameters=True,  # they are in what is logged of an error, and may hold secrets of users
             connect_args={**CONNECT_OPTIONS, "options": options},
         )
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="database")
