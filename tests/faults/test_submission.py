@@ -8,45 +8,19 @@ from pathlib import Path
 
 import httpx
 import pytest
-import yaml
 
-from shell_service import provision
 from tests.database import EmbeddedServer, Server, assert_consistent
+from tests.faults.conftest import Worker
 from tests.faults.proxy import Cut
-from tests.services import Service, Site
+from tests.services import Site
 from tests.waiting import eventually
 
 REQUEST = {"code": "echo hello"}
 
 
-class Worker:
-    """A web worker, asked on its own socket as the first administrator."""
-
-    def __init__(self, site: Site, fail: str = "") -> None:
-        provision.first_admin(site.transact.engine, site.settings.tokens_file)
-        token = yaml.safe_load(site.settings.tokens_file.read_text())["INITIAL_ADMIN"]
-        self.service: Service = site.start("app", fail)
-        transport = httpx.HTTPTransport(uds=str(site.settings.socket_dir / "app_0.sock"))
-        self.client = httpx.Client(
-            transport=transport, base_url="http://worker", headers={"Authorization": f"token {token}"}, timeout=10
-        )
-        eventually(self._answers)
-
-    def _answers(self) -> bool:
-        try:
-            return self.client.get("/api/user").status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def post(self, key: str = "", path: str = "/api/jobs", body: object = None) -> httpx.Response:
-        headers = {"Idempotency-Key": key} if key else {}
-        return self.client.post(path, json=body or REQUEST, headers=headers)
-
-
 @pytest.fixture
 def site(server: Server) -> Iterator[Site]:
     with server.database() as url, Site(url) as site:
-        site.transact.sql('DELETE FROM "user"')  # so that the first administrator can be made
         yield site
         assert_consistent(site.transact)
 
@@ -94,7 +68,6 @@ def test_the_answer_to_the_commit_is_lost(server: Server, tmp_path: Path) -> Non
     with server.database() as url:
         wire = Cut(url, tmp_path / "wire", b"json_to_recordset", b"COMMIT")
         with Site(url, database={"url": wire.url}) as site:
-            site.transact.sql('DELETE FROM "user"')
             worker = Worker(site)
             answer = worker.post("key")
             assert wire.done.is_set()
@@ -110,7 +83,6 @@ def test_the_answer_to_the_commit_is_lost(server: Server, tmp_path: Path) -> Non
 
 def test_a_database_that_is_away_is_said_so(tmp_path: Path) -> None:
     with EmbeddedServer() as server, server.database() as url, Site(url) as site:
-        site.transact.sql('DELETE FROM "user"')
         worker = Worker(site)
         server.stop()
         refused = worker.post("key")
