@@ -11,7 +11,6 @@ Caller
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 import ipaddress
 import time
@@ -27,9 +26,10 @@ from sqlalchemy.orm import Session
 from baselayer import token as tokens
 from baselayer.batch import Batcher
 from baselayer.database import Database
-from baselayer.errors import LimitReached, NotAllowed, NotAuthenticated, Unavailable
+from baselayer.errors import LimitReached, NotAllowed, NotAuthenticated
 from baselayer.models import Token, User
 from baselayer.visibility import Viewer
+from baselayer.waiting import repeat
 
 EVERY_SCOPE = "*"
 
@@ -193,30 +193,33 @@ class Authenticator:
     async def keep_fresh(self) -> None:
         """Until cancelled: look again, all at once, at the tokens used lately, before what is known of them is old.
 
-        So a busy token costs one row of a query now and then, and its requests do not wait for it.
+        So a busy token costs one row of a query now and then, and its requests do not wait for it. When this fails,
+        what is known grows old, and requests find out themselves.
         """
-        while True:
-            await asyncio.sleep(self._trust / 2)
-            recent, self._recent = list(self._recent), set()
-            if recent:
-                now, generation = time.monotonic(), self._generation
-                with contextlib.suppress(Unavailable):  # what is known grows old, and requests find out themselves
-                    for digest, caller in zip(recent, await self._look_up(recent), strict=True):
-                        if generation != self._generation:
-                            break
-                        if isinstance(caller, Caller):
-                            self._known[digest] = (now, caller)
-                        else:
-                            self._known.pop(digest, None)
+        await repeat(self._look_again, "looking again at busy tokens", longest=self._trust / 2)
+
+    async def _look_again(self) -> None:
+        await asyncio.sleep(self._trust / 2)
+        recent, self._recent = list(self._recent), set()
+        if recent:
+            now, generation = time.monotonic(), self._generation
+            for digest, caller in zip(recent, await self._look_up(recent), strict=True):
+                if generation != self._generation:
+                    break
+                if isinstance(caller, Caller):
+                    self._known[digest] = (now, caller)
+                else:
+                    self._known.pop(digest, None)
 
     async def note_use(self) -> None:
         """Every few seconds, until cancelled: write when tokens were last used, to the minute."""
-        while True:
-            await asyncio.sleep(5)
-            used, self._used = self._used, set()
-            if used:
-                with contextlib.suppress(Unavailable):  # the next use says it again
-                    await self._database.run(_mark_used, list(used))
+        await repeat(self._write_use, "writing when tokens were used")
+
+    async def _write_use(self) -> None:
+        await asyncio.sleep(5)
+        used, self._used = self._used, set()
+        if used:  # where this fails, the next use says it again
+            await self._database.run(_mark_used, list(used))
 
 
 def _select_callers(session: Session, digests: list[bytes]) -> list[tuple[Any, ...]]:

@@ -7,7 +7,6 @@ notification costs seconds, never an answer. Thousands may wait: each costs one 
 from __future__ import annotations
 
 import asyncio
-import logging
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from baselayer.database import Database
-from baselayer.errors import Unavailable
-
-logger = logging.getLogger(__name__)
+from baselayer.waiting import repeat, wait_for
 
 _POLL_SECONDS = 2.0
 _POLL_IDS = 2000
@@ -45,11 +42,7 @@ class Watch:
 
     async def wait(self, seconds: float) -> None:
         """Until told or woken, but at most so long."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._event.wait()
-        except TimeoutError:
-            pass
+        await wait_for(self._event, seconds)
         self._event.clear()
 
 
@@ -106,23 +99,18 @@ class Hub:
 
     async def run(self) -> None:
         """Look now and then, until cancelled."""
-        while True:
-            try:
-                async with asyncio.timeout(_POLL_SECONDS):
-                    await self._poll_now.wait()
-            except TimeoutError:
-                pass
-            self._poll_now.clear()
-            watched = list(self._watched)
-            for start in range(0, len(watched), _POLL_IDS):
-                try:
-                    states = await self._database.ask(_states, watched[start : start + _POLL_IDS])
-                except Unavailable:
-                    break  # those who wait have limits of their own
-                for job_id, state in states.items():
-                    if job_id in self._watched and self._states.get(job_id) != state:
-                        self._states[job_id] = state
-                        self._tell(job_id, ended=state[0])
+        await repeat(self._look, "looking at the jobs that are waited for")
+
+    async def _look(self) -> None:
+        await wait_for(self._poll_now, _POLL_SECONDS)
+        self._poll_now.clear()
+        watched = list(self._watched)
+        for start in range(0, len(watched), _POLL_IDS):
+            states = await self._database.ask(_states, watched[start : start + _POLL_IDS])
+            for job_id, state in states.items():
+                if job_id in self._watched and self._states.get(job_id) != state:
+                    self._states[job_id] = state
+                    self._tell(job_id, ended=state[0])
 
 
 def _states(session: Session, job_ids: list[uuid.UUID]) -> dict[uuid.UUID, State]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from shell_service import liveness
+from tests.faults.conftest import QUICK, Worker
 from tests.services import Site
 from tests.waiting import eventually
 
@@ -100,15 +103,45 @@ def test_a_runner_that_is_refused_can_be_stopped(site: Site) -> None:
     assert (job.status, job.return_code, job.attempt) == ("FAILED", 4, 1)
 
 
+_SLOW = """
+CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1); RETURN NEW; END $$;
+CREATE TRIGGER slow BEFORE INSERT ON runner FOR EACH ROW EXECUTE FUNCTION slow();
+"""
+
+
 def test_a_runner_declared_gone_is_entered_anew_once(site: Site) -> None:
-    """However often claims and heartbeats are refused meanwhile."""
+    """However often its claims are refused meanwhile."""
     runner = site.start_runner()
-    runner.send(signal.SIGSTOP)
-    site.transact.sql("UPDATE runner SET state = 'gone'")
-    with site.transact.engine.begin() as connection:
-        connection.exec_driver_sql("LOCK TABLE runner IN SHARE ROW EXCLUSIVE MODE")  # who is known can be read only
-        runner.send(signal.SIGCONT)
-        eventually(lambda: "declared gone" in runner.log())
-        connection.exec_driver_sql("SELECT pg_sleep(1)")  # time for some claims
+    jobs = [site.submit("sleep 60") for _ in range(QUICK["slots"])]  # so that it notices by its heartbeat
+    eventually(lambda: all(site.started(job_id) for job_id in jobs))
+    site.transact.sql(_SLOW)
+    eventually(
+        lambda: site.transact(liveness.expire, *site.transact.sql("SELECT id, incarnation, beat FROM runner")[0])
+    )
     assert site.run("true").status == "COMPLETED"
+    assert {site.final(job_id).status for job_id in jobs} == {"NODE_FAIL"}
     assert runner.log().count("declared gone") == 1
+
+
+def test_a_web_worker_goes_on(worker: Worker) -> None:
+    """It looks again at jobs that are waited for, and at busy tokens, when it could not for a while."""
+    site = worker.site
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(worker.client.post, "/api/jobs?wait=20", json={"code": "echo hello"})
+        eventually(lambda: site.transact.scalar("SELECT count(*) FROM job"))
+        for breaking, mending, what in (
+            ("ALTER TABLE running_job RENAME TO away", "ALTER TABLE away RENAME TO running_job", "waited for"),
+            ("ALTER TABLE token RENAME TO away", "ALTER TABLE away RENAME TO token", "busy tokens"),
+        ):
+            site.transact.sql(breaking)
+
+            def failed(what: str = what) -> bool:
+                worker.client.get("/api/user")  # so that the token is a busy one
+                return f"{what} failed" in worker.service.log()
+
+            eventually(failed)
+            site.transact.sql(mending)
+        site.start_runner()
+        assert waiting.result().json()["data"]["status"] == "COMPLETED"
+    assert worker.client.get("/api/user").status_code == 200
+    assert worker.service.process.poll() is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 
 import pytest
@@ -31,7 +32,7 @@ def test_what_fails_is_done_again_after_ever_longer_pauses(caplog: pytest.LogCap
         return "done"
 
     assert asyncio.run(insist(act, "the act")) == "done"
-    pauses = [after - before for before, after in zip(times, times[1:], strict=False)]
+    pauses = [after - before for before, after in itertools.pairwise(times)]
     assert all(pause >= least for pause, least in zip(pauses, (0.05, 0.1, 0.2, 0.4), strict=True))
     # An outage is for others to log.
     assert [record.getMessage() for record in caplog.records] == ["the act failed, and is tried again"] * 2
@@ -39,19 +40,19 @@ def test_what_fails_is_done_again_after_ever_longer_pauses(caplog: pytest.LogCap
 
 
 def test_an_error_ends_no_loop_but_a_cancel_does() -> None:
-    done = 0
-
-    async def act() -> None:
-        nonlocal done
-        done += 1
-        if done % 2:
-            raise ValueError
-        await asyncio.sleep(0)
-
     async def a_while() -> None:
+        done, enough = 0, asyncio.Event()
+
+        async def act() -> None:
+            nonlocal done
+            done += 1
+            if done == 5:
+                enough.set()
+            if done % 2:
+                raise ValueError
+
         task = asyncio.create_task(repeat(act, "the act"))
-        while done < 5:
-            await asyncio.sleep(0.01)
+        assert await wait_for(enough, 10)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
