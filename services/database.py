@@ -14,7 +14,7 @@ from sqlalchemy import URL, make_url, text
 
 from baselayer import postgres
 from services import layout, run
-from services.migrate.__main__ import migrate, wait_until_up
+from services.migrate.__main__ import OLDEST, check, migrate, wait_until_up
 from shell_service import migrations, provision
 from shell_service.settings import Settings
 
@@ -33,11 +33,12 @@ def initialise(settings: Settings, say: Callable[[str], None], admin_url: str = 
     if settings.database.url == "embedded":
         layout.prepare_folders(settings)
         made = settings.cluster.create()
-        say(f"[check] embedded database in {settings.postgres_dir}: {'made' if made else 'is there'}")
+        say(f"[check] {place(settings)}: {'made' if made else 'is there'}")
         return
     url = make_url(settings.database_url)
     error = _refusal(url)
     if error is None:
+        _check(url)
         say(f"[check] database {url.database}: is there, and {url.username or 'the default user'} may use it")
         return
     try:
@@ -45,7 +46,24 @@ def initialise(settings: Settings, say: Callable[[str], None], admin_url: str = 
         _create(creator, url)
     except sqlalchemy.exc.SQLAlchemyError as second:
         raise DatabaseError(_diagnosis(url, error, str(getattr(second, "orig", second)).strip())) from second
+    _check(url)
     say(f"[check] database {url.database}: made")
+
+
+def _check(url: URL) -> None:
+    with sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool).connect() as connection:
+        check(connection)
+
+
+def place(settings: Settings) -> str:
+    """Which database it is, for people."""
+    if settings.database.url == "embedded":
+        return f"the embedded database in {settings.postgres_dir}"
+    return _place(make_url(settings.database_url))
+
+
+def _place(url: URL) -> str:
+    return f"database {url.database} on {url.host or 'the local socket'}:{url.port or 5432}"
 
 
 def _refusal(url: URL) -> str | None:
@@ -68,32 +86,38 @@ def _create(creator: URL, url: URL) -> None:
             connection.exec_driver_sql(f"CREATE ROLE {quote(url.username)} LOGIN PASSWORD {literal}".replace("%", "%%"))
         if not connection.scalar(text("SELECT 1 FROM pg_database WHERE datname = :name"), {"name": url.database}):
             owner = f" OWNER {quote(url.username)}" if url.username else ""
-            connection.exec_driver_sql(f"CREATE DATABASE {quote(url.database or '')}{owner} ENCODING 'UTF8'")
+            # template1 may have another encoding, and objects of its own.
+            kind = "TEMPLATE template0 ENCODING 'UTF8'"
+            connection.exec_driver_sql(f"CREATE DATABASE {quote(url.database or '')}{owner} {kind}")
 
 
 def _diagnosis(url: URL, first: str, second: str) -> str:
-    where = f"{url.host or 'the local socket'}:{url.port or 5432}"
     return (
-        f"cannot use database {url.database} on {where} as {url.username}\n"
+        f"cannot use {_place(url)} as {url.username}\n"
         f"  connecting to it:  {first}\n"
         f"  making it:         {second}\n"
         "Check that\n"
-        f"  1. PostgreSQL 14 or later runs at {where};\n"
+        f"  1. PostgreSQL {OLDEST} or later runs there;\n"
         "  2. user and password in database.url are right, and pg_hba.conf lets them in from here;\n"
         "  3. role and database exist. Somebody who may can make them with\n"
         f"       CREATE ROLE {url.username} LOGIN PASSWORD '...';\n"
-        f"       CREATE DATABASE {url.database} OWNER {url.username};\n"
+        f"       CREATE DATABASE {url.database} OWNER {url.username} TEMPLATE template0 ENCODING 'UTF8';\n"
         '     or let this do it: make db_init ARGS="--admin-url postgresql://postgres:...@host/postgres"'
     )
 
 
 @contextmanager
 def served(settings: Settings) -> Iterator[None]:
-    """Within the block the database answers: an embedded one that does not run yet is started for as long."""
+    """Within the block the database answers: an embedded one that does not run yet is started for as long.
+
+    Raises `DatabaseError` when one of yours does not answer.
+    """
+    layout.prepare_folders(settings)
     if settings.database.url != "embedded":
+        if error := _refusal(make_url(settings.database_url)):
+            raise DatabaseError(f"cannot use {place(settings)}: {error}\n`make db_init` says what to do")
         yield
         return
-    layout.prepare_folders(settings)
     settings.cluster.create()
     if _refusal(make_url(settings.database_url)) is None:
         yield
@@ -123,7 +147,7 @@ def clear(settings: Settings, say: Callable[[str], None]) -> None:
             shutil.rmtree(settings.postgres_dir, ignore_errors=True)
         else:
             engine = sqlalchemy.create_engine(settings.database_url, poolclass=sqlalchemy.NullPool)
-            with engine.connect() as connection:
+            with served(settings), engine.connect() as connection:
                 migrations.remove(connection)  # our tables only: others may live in that database
         shutil.rmtree(settings.output_dir, ignore_errors=True)
         settings.tokens_file.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,9 +163,7 @@ def db_clear(chosen: Chosen, yes: bool) -> None:
     """Delete all jobs, users and tokens."""
     from services import database
 
-    where = urllib.parse.urlsplit(chosen.settings.database.url)
-    target = chosen.settings.postgres_dir if chosen.settings.database.url == "embedded" else where.hostname
-    question = f"Delete every job, user and token of {target}{where.path if where.hostname else ''}, and all output?"
+    question = f"Delete every job, user and token of {database.place(chosen.settings)}, and all output?"
     if yes or click.confirm(question):
         database.clear(chosen.settings, say)
     else:
