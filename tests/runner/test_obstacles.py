@@ -1,0 +1,53 @@
+"""What keeps a runner from running jobs at all: it takes none, says why, and goes on when it can."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.database import assert_consistent
+from tests.services import Service, Site
+from tests.waiting import eventually
+
+
+@contextmanager
+def no_more_files(service: Service) -> Iterator[None]:
+    """Let a process open no further file: so no pipe to a job, and no socket to a launcher, can be made."""
+    used = {int(name) for name in os.listdir(f"/proc/{service.pid}/fd")}
+    first_free = min(set(range(len(used) + 1)) - used)
+    before = resource.prlimit(service.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(service.pid, resource.RLIMIT_NOFILE, (first_free, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(service.pid, resource.RLIMIT_NOFILE, before)
+
+
+def problem(site: Site) -> str | None:
+    """Why the runner takes no jobs, by the database."""
+    found: str | None = site.transact.scalar("SELECT sandbox FROM runner")
+    return found
+
+
+def test_a_job_for_which_no_sandbox_can_be_made_is_given_back(empty_site: Site) -> None:
+    site = empty_site
+    runner = site.start_runner()
+    assert site.run("true").status == "COMPLETED"
+    with no_more_files(runner):
+        job_id = site.submit("echo once")
+        assert "cannot be made" in str(eventually(lambda: problem(site)))
+        eventually(lambda: not site.transact.sql("SELECT FROM running_job"))
+        assert site.transact.sql("SELECT attempt FROM ready_job WHERE job_id = :id", id=job_id)[0].attempt == 0
+        claims = site.transact.scalar("SELECT count(*) FROM witness WHERE what = 'claimed'")
+        again = site.submit("echo twice")
+        before = site.transact.scalar("SELECT beat FROM runner")
+        eventually(lambda: site.transact.scalar("SELECT beat FROM runner") > before + 2)
+        assert site.transact.scalar("SELECT count(*) FROM witness WHERE what = 'claimed'") == claims == 2
+    for wanted, output in ((job_id, b"once\n"), (again, b"twice\n")):
+        job = site.final(wanted)
+        assert (job.status, job.attempt, site.output(job)) == ("COMPLETED", 1, output)
+    eventually(lambda: problem(site) is None)
+    assert "jobs are taken again" in runner.log()
+    assert_consistent(site.transact)
