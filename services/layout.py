@@ -40,6 +40,7 @@ def prepare_folders(settings: Settings) -> None:
         settings.run_dir: pass_through,
         settings.run_dir / "nginx": pass_through,
         settings.log_dir: private,
+        settings.output_dir: private,
         settings.secrets_dir: private,
         settings.site_dir: 0o755,
         # Sockets made here get the folder's group, which is nginx's, so 0660 is enough for them.
