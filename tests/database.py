@@ -91,6 +91,8 @@ class EmbeddedServer(Server):
         )
         self.cluster.create()
         super().__init__(self.cluster.url)
+        #: What its process does first.
+        self.enter: Callable[[], None] = lambda: None
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -117,6 +119,7 @@ class EmbeddedServer(Server):
         eventually(self.answers, 30)
 
     def _enter(self) -> None:
+        self.enter()
         self.cluster.enter()
         ctypes.CDLL(None).prctl(1, signal.SIGQUIT, 0, 0, 0)  # PR_SET_PDEATHSIG: it ends with the tests
 

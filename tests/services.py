@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,22 +25,29 @@ from tests.factories import add_jobs, add_user
 from tests.stack import write_config
 from tests.waiting import eventually
 
+Enter = Callable[[], None]
+
 _FAIL = "SHELL_SERVICE_FAIL"
 
 
 class Service:
     """One process of a service."""
 
-    def __init__(self, name: str, config: Path, log: Path, fail: str = "") -> None:
-        """`fail` names a place at which it is to die, as `baselayer.failpoint` has it."""
+    def __init__(
+        self, name: str, config: Path, log: Path, fail: str = "", number: int = 0, enter: Enter | None = None
+    ) -> None:
+        """`fail` names a place at which it is to die, as `baselayer.failpoint` has it; `number` is of several
+        processes; `enter` is what the new process does first.
+        """
         self.name, self._log = name, log
+        numbered = ["--process", str(number)] if number else []
         environment = {key: value for key, value in os.environ.items() if key != _FAIL}
         with log.open("ab") as output:
             self._begin = output.tell()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", f"services.{name}", "--config", str(config)],
+                [sys.executable, "-m", f"services.{name}", "--config", str(config), *numbered],
                 cwd=ROOT, env={**environment, **({_FAIL: fail} if fail else {})}, stdin=subprocess.DEVNULL,
-                stdout=output, stderr=output, start_new_session=True,
+                stdout=output, stderr=output, start_new_session=True, preexec_fn=enter,
             )  # fmt: skip
 
     @property
@@ -103,16 +110,17 @@ class Site:
         if not self.settings.socket_dir.is_relative_to(self.folder):
             shutil.rmtree(self.settings.socket_dir, ignore_errors=True)
 
-    def start(self, name: str, fail: str = "") -> Service:
-        """Start a service."""
-        service = Service(name, self.config, self.folder / f"{name}.log", fail)
+    def start(self, name: str, fail: str = "", number: int = 0, enter: Enter | None = None) -> Service:
+        """Start a service; see `Service`."""
+        log = self.folder / f"{name}{number or ''}.log"
+        service = Service(name, self.config, log, fail, number, enter)
         self.services.append(service)
         return service
 
-    def start_runner(self, fail: str = "") -> Service:
+    def start_runner(self, fail: str = "", enter: Enter | None = None) -> Service:
         """Start the runner, and wait until it is entered; one that fails on the way may have ended by then."""
         before = self.transact.sql("SELECT incarnation FROM runner")
-        runner = self.start("runner", fail)
+        runner = self.start("runner", fail, enter=enter)
         eventually(
             lambda: (
                 runner.process.poll() is not None
