@@ -18,17 +18,17 @@ from baselayer.database import Database, Listener
 from baselayer.failpoint import FailPoints
 from baselayer.handler import NothingHere, RequestsAtHand
 from baselayer.metrics import RequestMetrics
-from shell_service import __version__, jobs, submissions
+from shell_service import __version__, submissions
 from shell_service.handlers import ROUTES
 from shell_service.hub import Hub
 from shell_service.output import OutputStore
+from shell_service.pending import Supply
+from shell_service.records import Record, Records
 from shell_service.schemas import JobRules
 from shell_service.scopes import SCOPES
 from shell_service.settings import Settings
 from shell_service.streams import Ticker
 from shell_service.submissions import Limits, Submission
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class App:
     limits: Limits
     submissions: Batcher[Submission, list[uuid.UUID]]
     batches: Batcher[Submission, list[uuid.UUID]]
-    records: Batcher[tuple[Caller, uuid.UUID], Record | None]
+    records: Records
+    lookups: Batcher[tuple[Caller, uuid.UUID], Record | None]
     streams: dict[int, int]  # open streams by user
     requests: RequestsAtHand
     version: str = __version__
@@ -73,7 +74,9 @@ def make_app(settings: Settings, database: Database, shells: Mapping[str, str], 
     """The application of one worker. `shells` are the interpreters found on this host."""
     limits = default_limits(settings)
     outputs = OutputStore(settings.output_dir)
-    submit = partial(_submit, database, limits, failpoints)
+    supply = Supply(settings.runner.lost_after)
+    records = Records(outputs, supply, limits.max_running)
+    submit = partial(_submit, database, limits, supply, failpoints)
     return App(
         settings=settings,
         database=database,
@@ -92,7 +95,8 @@ def make_app(settings: Settings, database: Database, shells: Mapping[str, str], 
         limits=limits,
         submissions=Batcher(submit, max_items=200, linger=0.002),
         batches=Batcher(submit, max_items=5),
-        records=Batcher(partial(_read, database, outputs), max_items=200),
+        records=records,
+        lookups=Batcher(partial(_look_up, database, records), max_items=200),
         streams={},
         requests=RequestsAtHand(),
     )
@@ -105,9 +109,10 @@ def default_limits(settings: Settings) -> Limits:
 
 
 async def _submit(
-    database: Database, limits: Limits, failpoints: FailPoints, items: list[Submission]
+    database: Database, limits: Limits, supply: Supply, failpoints: FailPoints, items: list[Submission]
 ) -> list[list[uuid.UUID] | Exception]:
     def store(session: Session) -> list[list[uuid.UUID] | Exception]:
+        supply.look(session)  # before the users' locks are held
         results = submissions.submit(session, items, limits)
         failpoints.reach("app.before_commit")
         return results
@@ -117,15 +122,10 @@ async def _submit(
     return results
 
 
-async def _read(
-    database: Database, outputs: OutputStore, wanted: list[tuple[Caller, uuid.UUID]]
+async def _look_up(
+    database: Database, records: Records, wanted: list[tuple[Caller, uuid.UUID]]
 ) -> list[Record | Exception | None]:
-    return await database.ask(_read_records, outputs, wanted)
-
-
-def _read_records(session: Any, outputs: OutputStore, wanted: list[tuple[Caller, uuid.UUID]]) -> list[Any]:
-    found = jobs.find_many(session, wanted)
-    return [job and jobs.record(job, caller, outputs) for job, (caller, _) in zip(found, wanted, strict=True)]
+    return [*await database.ask(records.of, wanted)]
 
 
 def routes(app: App) -> web.Application:

@@ -1,4 +1,4 @@
-"""Jobs as their users see them: ids, requests turned into jobs, records, lists."""
+"""Jobs as their users find them: by id, or many at once. See `records` for what is told of them."""
 
 from __future__ import annotations
 
@@ -15,32 +15,28 @@ from sqlalchemy import (
     Row,
     Select,
     SQLColumnExpression,
-    and_,
     bindparam,
+    case,
+    cast,
     column,
     func,
+    null,
     select,
-    text,
-    tuple_,
+    type_coerce,
 )
 from sqlalchemy import types as sql
 from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from baselayer.access import Caller
 from baselayer.errors import NotFound
-from baselayer.fields import rfc3339
 from baselayer.models import User
 from baselayer.visibility import Viewer, visible
-from shell_service.models import DeferredJob, Job, ReadyJob, Runner, RunningJob
-from shell_service.output import OutputStore, Stream
-from shell_service.submissions import NewJob
+from shell_service.models import Job, Runner, RunningJob
 
-RECORD_TAIL = 64 * 1024  # bytes of each stream in a record
-LIST_TAIL = 1024  # bytes of each stream, and characters of code, in lists
+BRIEF = 1024  # in lists: characters of code, bytes of args and of env as JSON, and of the end of each stream
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)  # what ids hold
-_FAR = 100  # jobs of its owner ahead of a job, from where on its position is not counted any more
 
 _ID = re.compile(r"([A-Za-z0-9._-]{1,100})_([0-9a-f]{32})", re.ASCII)
 
@@ -88,16 +84,16 @@ class Found:
 
     @property
     def attempt(self) -> int:
-        """The attempt that the record tells of: the one that runs, or the last that ran."""
+        """The attempt that the record tells of: the one that runs, or the last that ran; 0 before the first."""
         running = self.row.running_since is not None and self.row.running_attempt
         attempt: int = running or self.row.attempt
         return attempt
 
 
-def _wide(code: SQLColumnExpression[str], *more: SQLColumnExpression[Any]) -> Select[*tuple[Any, ...]]:
-    """Everything that a record is made of, `code` as given, and more."""
+def _wide(*more: SQLColumnExpression[Any]) -> Select[*tuple[Any, ...]]:
+    """Everything that a record is made of, but `code`, `args` and `env`; and more."""
     names = (
-        "id, user_id, name, priority, shell, args, env, timeout, run_at, retries, retry_delay, on_lost,"
+        "id, user_id, name, priority, shell, timeout, run_at, retries, retry_delay, on_lost,"
         " created_at, modified, attempt, reason, return_code, signal, finished_at, stdout_bytes, stderr_bytes,"
         " output_truncated, wall_seconds, cpu_seconds, max_rss_bytes, cancelled_by"
     )
@@ -105,7 +101,6 @@ def _wide(code: SQLColumnExpression[str], *more: SQLColumnExpression[Any]) -> Se
     return (
         select(
             *columns,
-            code.label("code"),
             *more,
             Job.status.label("final_status"),
             User.username,
@@ -131,11 +126,24 @@ _WANTED: FromClause = (
     .render_derived(name="wanted")
 )
 _FETCH = (
-    _wide(Job.code, Job.stdin)
+    _wide(Job.code, Job.args, Job.env, Job.stdin)
     .add_columns(_WANTED.c.user_id.label("for_user"))
     .join(_WANTED, _WANTED.c.id == Job.id)
     .where(visible(Job, Viewer(_WANTED.c.user_id, _WANTED.c.is_admin)))
 )
+
+
+def _if_short(value: InstrumentedAttribute[Any]) -> ColumnElement[Any]:
+    """A column of JSON; null where it is longer than `BRIEF` as text. What is so for sure is not even unpacked."""
+    shown = case(
+        (func.pg_column_size(value) > 2 * BRIEF, null()),
+        (func.octet_length(cast(value, sql.Text)) > BRIEF, null()),
+        else_=value,
+    )
+    return type_coerce(shown, value.type).label(value.key)
+
+
+_BRIEF = _wide(func.left(Job.code, BRIEF).label("code"), _if_short(Job.args), _if_short(Job.env))
 
 
 def find_many(session: Session, wanted: Sequence[tuple[Caller, uuid.UUID]]) -> list[Found | None]:
@@ -164,85 +172,13 @@ def find(session: Session, caller: Caller, text_id: str) -> Found:
     return found
 
 
-def record(found: Found, caller: Caller, outputs: OutputStore, tail: int = RECORD_TAIL) -> dict[str, Any]:
-    """What the API tells of a job, with the last `tail` bytes of its output. Reads files: not for the event loop."""
-    row = found.row
-    begun = row.started_at is not None
-    own = row.user_id == caller.user_id
-    sizes: dict[Stream, int | None] = {"stdout": row.stdout_bytes, "stderr": row.stderr_bytes}
-    texts: dict[Stream, str | None] = {"stdout": None, "stderr": None}
-    if begun:
-        for stream, size in sizes.items():
-            texts[stream] = outputs.tail(row.id, found.attempt, stream, tail, size)
-            if size is None:  # it still runs
-                sizes[stream] = outputs.size(row.id, found.attempt, stream)
-    return {
-        "id": found.public_id,
-        "name": row.name,
-        "submitter_id": row.user_id,
-        "submitter": row.username,
-        "status": found.status,
-        "reason": row.reason,
-        "code": row.code,
-        "shell": row.shell,
-        "args": row.args,
-        "env": row.env if own else dict.fromkeys(row.env),
-        "timeout": row.timeout,
-        "priority": row.priority,
-        "retries": row.retries,
-        "retry_delay": row.retry_delay,
-        "on_lost": row.on_lost,
-        "attempt": found.attempt,
-        "created_at": rfc3339(row.created_at),
-        "modified": rfc3339(max(row.modified, row.running_since or row.modified)),
-        "run_at": rfc3339(row.run_at),
-        "started_at": rfc3339(row.started_at),
-        "finished_at": rfc3339(row.finished_at),
-        "return_code": row.return_code,
-        "signal": row.signal,
-        "stdout": texts["stdout"],
-        "stderr": texts["stderr"],
-        "stdout_bytes": sizes["stdout"],
-        "stderr_bytes": sizes["stderr"],
-        "output_truncated": row.output_truncated,
-        "wall_seconds": row.wall_seconds,
-        "cpu_seconds": row.cpu_seconds,
-        "max_rss_bytes": row.max_rss_bytes,
-        "runner": row.runner,
-        "cancelled_by": row.cancelled_by,
-        "position": None,
-        "pending_reason": "is being started" if row.claimed and found.status == "PENDING" else None,
-    }
-
-
-_AS_ASKED = (
-    *("name", "code", "shell", "args", "env", "timeout", "priority"),
-    *("retries", "retry_delay", "on_lost"),
-)
-_NOT_YET = (
-    *("reason", "started_at", "finished_at", "return_code", "signal"),
-    *("stdout", "stderr", "stdout_bytes", "stderr_bytes", "output_truncated"),
-    *("wall_seconds", "cpu_seconds", "max_rss_bytes", "runner", "cancelled_by", "position"),
-)
-
-
-def new_record(job: NewJob, caller: Caller) -> dict[str, Any]:
-    """The record of a job that has just been stored."""
-    values = vars(job)
-    at = rfc3339(job.run_at)
-    return {
-        "id": public_id(job.name, job.id),
-        "submitter_id": job.user_id,
-        "submitter": caller.username,
-        "status": "PENDING",
-        "attempt": 0,
-        "created_at": rfc3339(job.created_at),
-        "modified": rfc3339(job.created_at),
-        "run_at": at,
-        "pending_reason": f"starts at {at}" if job.deferred else "waiting for a free slot",
-        **{name: values[name] for name in _AS_ASKED},
-        **dict.fromkeys(_NOT_YET),
-    }
+def find_brief(session: Session, caller: Caller, ids: Sequence[uuid.UUID]) -> list[Found]:
+    """These jobs, in this order, without what makes them long. Raises `NotFound` if `caller` may not see them all."""
+    rows = session.execute(_BRIEF.where(visible(Job, caller.viewer), Job.id.in_(ids)))
+    found = {row.id: Found(row) for row in rows}
+    if not found.keys() >= set(ids):
+        raise NotFound
+    return [found[job_id] for job_id in ids]
 
 
 # -- lists -----------------------------------------------------------------------------------------------------------
@@ -285,17 +221,18 @@ def _bounded(milliseconds: int) -> int:
     return min(max(0, milliseconds), 2**48 - 1)
 
 
-def list_jobs(
-    session: Session, caller: Caller, wanted: Filter, limit: int, before: uuid.UUID | None, outputs: OutputStore
-) -> tuple[list[dict[str, Any]], uuid.UUID | None]:
-    """Up to `limit` records, newest first, older than `before`; and from where the next page goes on."""
-    statement = _wide(func.left(Job.code, LIST_TAIL)).where(*wanted.conditions(caller))
+def page(
+    session: Session, caller: Caller, wanted: Filter, limit: int, before: uuid.UUID | None
+) -> tuple[list[Found], uuid.UUID | None]:
+    """Up to `limit` jobs, newest first, older than `before`; and from where the next page goes on.
+
+    Without what makes them long, so that a page of a thousand is no burden.
+    """
+    statement = _BRIEF.where(*wanted.conditions(caller))
     if before:
         statement = statement.where(Job.id < before)
     rows = session.execute(statement.order_by(Job.id.desc()).limit(limit + 1)).all()
-    session.commit()  # the files are read without a transaction
-    records = [record(Found(row), caller, outputs, LIST_TAIL) for row in rows[:limit]]
-    return records, rows[limit - 1].id if len(rows) > limit else None
+    return [Found(row) for row in rows[:limit]], rows[limit - 1].id if len(rows) > limit else None
 
 
 def matching(session: Session, caller: Caller, wanted: Filter, limit: int) -> list[uuid.UUID]:
@@ -309,74 +246,3 @@ def matching(session: Session, caller: Caller, wanted: Filter, limit: int) -> li
             .limit(limit)
         )
     )
-
-
-# -- what a pending job waits for ------------------------------------------------------------------------------------
-
-
-def explain_pending(session: Session, found: Found, max_running: int, lost_after: float) -> dict[str, Any]:
-    """`position` and `pending_reason` of a pending job. `max_running` is the default; `lost_after` in seconds."""
-    deferred = session.execute(
-        select(DeferredJob.run_at, DeferredJob.attempt).where(DeferredJob.job_id == found.job_id)
-    ).first()
-    if deferred:
-        at = rfc3339(deferred.run_at)
-        reason = f"starts at {at}" if not deferred.attempt else f"attempt {deferred.attempt + 1} starts at {at}"
-        return {"position": None, "pending_reason": reason}
-    ready = session.execute(select(ReadyJob.user_id, ReadyJob.ord).where(ReadyJob.job_id == found.job_id)).first()
-    if ready is None:
-        return {"position": None, "pending_reason": "is being started"}
-    return {
-        "position": _position(session, found.job_id, ready.user_id, ready.ord),
-        "pending_reason": _why_waiting(session, ready.user_id, max_running, lost_after),
-    }
-
-
-def _why_waiting(session: Session, user_id: int, max_running: int, lost_after: float) -> str:
-    fresh = Runner.beat_at > func.now() - func.make_interval(0, 0, 0, 0, 0, 0, lost_after)
-    problems = session.scalars(select(Runner.sandbox).where(Runner.state == "live", fresh)).all()
-    if not problems:
-        return "no runner is up"
-    if all(problems):
-        return "no runner can make a sandbox; the operator's status page says why"
-    running, own = session.execute(
-        text(
-            "SELECT (SELECT count(*) FROM running_job WHERE user_id = :id),"
-            " (SELECT max_running FROM user_limits WHERE user_id = :id)"
-        ),
-        {"id": user_id},
-    ).one()
-    limit = max_running if own is None else own
-    return f"you already run {running} jobs" if running >= limit else "waiting for a free slot"
-
-
-def _position(session: Session, job_id: uuid.UUID, user_id: int, ord_: int) -> int | None:
-    """How many jobs the fair share starts before this one, plus 1; None when it is far back.
-
-    With r jobs of its owner ahead of it, each other user gets up to r in before it (users take turns).
-    """
-    earlier = and_(
-        ReadyJob.user_id == user_id, tuple_(ReadyJob.ord, ReadyJob.job_id) < tuple_(bindparam("ord"), bindparam("job"))
-    )
-    ahead: int | None = session.scalar(
-        select(func.count()).select_from(select(ReadyJob.job_id).where(earlier).limit(_FAR + 1).subquery()),
-        {"ord": ord_, "job": job_id},
-    )
-    if ahead is None or ahead > _FAR:
-        return None
-    others: int | None = session.scalar(
-        text(
-            """
-            WITH RECURSIVE other(user_id) AS (
-              (SELECT user_id FROM ready_job ORDER BY user_id LIMIT 1)
-              UNION ALL
-              SELECT (SELECT q.user_id FROM ready_job q WHERE q.user_id > o.user_id ORDER BY q.user_id LIMIT 1)
-              FROM other o WHERE o.user_id IS NOT NULL)
-            SELECT coalesce(sum(n), 0) FROM (SELECT user_id FROM other WHERE user_id <> :user LIMIT :far) AS o,
-              LATERAL (SELECT count(*) AS n FROM
-                (SELECT FROM ready_job q WHERE q.user_id = o.user_id LIMIT :ahead) AS c) AS c
-            """
-        ),
-        {"user": user_id, "ahead": ahead, "far": _FAR * 10},
-    )
-    return 1 + ahead + int(others or 0)

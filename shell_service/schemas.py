@@ -198,7 +198,11 @@ def _nullable(kind: type[fields.Field[Any]], text: str, **kwargs: Any) -> fields
 
 
 class JobRecord(Schema):
-    """A job, and how it went."""
+    """A job, and how it went.
+
+    In lists and in answers to batches, what could be long is short or left out, so that an answer about a thousand
+    jobs stays small.
+    """
 
     id = fields.String(metadata=about("Its id: the name, and 32 hex digits."))
     name = fields.String(metadata=about("What its owner calls it."))
@@ -210,11 +214,16 @@ class JobRecord(Schema):
     reason = _nullable(fields.String, "How it ended, as a sentence.")
     code = fields.String(metadata=about("The script; its first 1,024 characters in lists."))
     shell = fields.String(metadata=about("The interpreter."))
-    args = fields.List(fields.String(), metadata=about("Positional arguments."))
+    args = fields.List(
+        fields.String(),
+        allow_none=True,
+        metadata=about("Positional arguments; null in lists where they take more than 1,024 bytes of JSON."),
+    )
     env = fields.Dict(
         keys=fields.String(),
         values=fields.String(allow_none=True),
-        metadata=about("Values are shown to the owner only."),
+        allow_none=True,
+        metadata=about("Values are shown to the owner only. Null in lists as `args` are."),
     )
     timeout = fields.Float(metadata=about("Seconds that the script may run."))
     priority = fields.Integer(metadata=about("Order among its owner's jobs."))
@@ -229,7 +238,7 @@ class JobRecord(Schema):
     finished_at = _nullable(Instant, "When it reached its final status.")
     return_code = _nullable(fields.Integer, "Exit code; null when a signal ended it.")
     signal = _nullable(fields.String, "Name of the signal that ended it.")
-    stdout = _nullable(fields.String, "The last 64 KiB as text (1 KiB in lists); null until it has started.")
+    stdout = _nullable(fields.String, "The last 64 KiB as text (1 KiB in lists); null before its first attempt.")
     stderr = _nullable(fields.String, "The same of standard error.")
     stdout_bytes = _nullable(fields.Integer, "Bytes kept of standard output.")
     stderr_bytes = _nullable(fields.Integer, "Bytes kept of standard error.")
@@ -240,7 +249,9 @@ class JobRecord(Schema):
     runner = _nullable(fields.String, "The runner that ran it.")
     cancelled_by = _nullable(fields.String, "Who cancelled it.")
     position = _nullable(fields.Integer, "Its place among what can start next; null in lists, new jobs and far back.")
-    pending_reason = _nullable(fields.String, "What a pending job waits for.")
+    pending_reason = _nullable(
+        fields.String, "What a pending job waits for. Of a new job it is not looked up what else its owner runs."
+    )
 
 
 class TokenRequest(Request):

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -27,10 +27,12 @@ from baselayer.handler import Call, Route, endpoint
 from shell_service import jobs, queue, schemas, submissions
 from shell_service.handlers.base import AppHandler, encode_cursor, job_cursor
 from shell_service.hub import Watch
+from shell_service.records import Record
 from shell_service.submissions import NewJob, Submission
 
 _CANCEL_AT_ONCE = 500  # jobs that one transaction cancels: claims wait for the rows that it holds
 _MAX_WAIT = 300  # seconds
+_LARGE_BODY = 32 * 1024  # bytes, of which a digest takes longer than a hop to another thread and back
 
 
 class SubmitHandler(AppHandler):
@@ -43,18 +45,24 @@ class SubmitHandler(AppHandler):
         key = call.header("Idempotency-Key")
         if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
             raise InvalidRequest("Idempotency-Key must be 1 to 255 printable ASCII characters without spaces.")
-        digest = b"" if key is None else _digest(self.request.path, self.request.body)
+        path, body = self.request.path, self.request.body
+        if key is None:
+            digest = b""
+        elif len(body) < _LARGE_BODY:
+            digest = _digest(path, body)
+        else:
+            digest = await asyncio.to_thread(_digest, path, body)
         return await batcher.put(Submission(call.caller.user_id, new, key, digest))
 
-    async def records(self, caller: Caller, ids: Sequence[uuid.UUID]) -> list[dict[str, Any]]:
-        found = await asyncio.gather(*(self.app.records.put((caller, job_id)) for job_id in ids))
-        if None in found:
+    async def record(self, caller: Caller, job_id: uuid.UUID) -> Record:
+        found = await self.app.lookups.put((caller, job_id))
+        if found is None:
             raise NotFound
-        return [record for record in found if record is not None]
+        return found
 
     async def record_when_final(
         self, call: Call, job_id: uuid.UUID, watch: Watch, seconds: float, look_first: bool
-    ) -> dict[str, Any]:
+    ) -> Record:
         """The job's record when it has ended, or, after `seconds` or when this worker is to stop, as it is then.
 
         A job that was not stored just now may have ended before we watched it: then `look_first`.
@@ -67,7 +75,7 @@ class SubmitHandler(AppHandler):
                 await watch.wait(end - loop.time())
             watch.changed = False
             await self.app.authenticator.authenticate(call.header("Authorization"), "")  # it may be revoked by now
-            record = (await self.records(call.caller, [job_id]))[0]
+            record = await self.record(call.caller, job_id)
             if record["finished_at"] is not None or loop.time() >= end or self.app.hub.closing:
                 return record
 
@@ -95,10 +103,10 @@ class Jobs(SubmitHandler):
             return await call.unless_closed(self._submit_and_wait(call, job, wait))
         job_id = (await self.submit(call, [job], self.app.submissions))[0]
         if job_id == job.id:
-            return jobs.new_record(job, call.caller)
-        return (await self.records(call.caller, [job_id]))[0]
+            return self.app.records.of_new(job, call.caller)
+        return await self.record(call.caller, job_id)
 
-    async def _submit_and_wait(self, call: Call, job: NewJob, seconds: float) -> dict[str, Any]:
+    async def _submit_and_wait(self, call: Call, job: NewJob, seconds: float) -> Record:
         with self.app.hub.watch(job.id, end_only=True) as watch:  # before it is stored, so that no end is missed
             job_id = (await self.submit(call, [job], self.app.submissions))[0]
             if job_id == job.id:
@@ -110,14 +118,15 @@ class Jobs(SubmitHandler):
     async def get(self, call: Call) -> Any:
         """List jobs, newest first.
 
-        One's own; administrators see everybody's. The `Link` header names the next page.
+        One's own; administrators see everybody's. The `Link` header names the next page. What could be long is short
+        here, or left out; `GET /api/jobs/{id}` shows all of it.
         """
         limit, before = call.query["limit"], job_cursor(call.query["cursor"])
-        records, following = await self.app.database.ask(
-            jobs.list_jobs, call.caller, _filter(call.query), limit, before, self.app.outputs
+        page, following = await self.app.database.ask(
+            self.app.records.page, call.caller, _filter(call.query), limit, before
         )
         self.link_next(encode_cursor(following.bytes) if following else None)
-        return records
+        return page
 
 
 class Batch(SubmitHandler):
@@ -131,13 +140,14 @@ class Batch(SubmitHandler):
     async def post(self, call: Call) -> Any:
         """Submit 1 to 1,000 jobs, all or none of them.
 
-        Errors are given by the job's index. Answers with the jobs in the order of the request.
+        Errors are given by the job's index. Answers with the jobs in the order of the request, each as short as in
+        a list.
         """
-        new = [submissions.new_job(call.caller.user_id, request) for request in call.body["jobs"]]
+        new = await asyncio.to_thread(_new_jobs, call.caller.user_id, call.body["jobs"])
         ids = await self.submit(call, new, self.app.batches)
         if ids[0] == new[0].id:
-            return [jobs.new_record(job, call.caller) for job in new]
-        return await self.records(call.caller, ids)
+            return await asyncio.to_thread(self.app.records.of_new_batch, new, call.caller)
+        return await self.app.database.ask(self.app.records.of_batch, call.caller, ids)
 
 
 class CancelMany(AppHandler):
@@ -166,14 +176,8 @@ class Job(AppHandler):
         """
         return await self.app.database.ask(self._read, call.caller, job_id)
 
-    def _read(self, session: Session, caller: Caller, job_id: str) -> dict[str, Any]:
-        found = jobs.find(session, caller, job_id)
-        record = jobs.record(found, caller, self.app.outputs)
-        if found.status == "PENDING":
-            limits = self.app.limits
-            lost_after = self.app.settings.runner.lost_after
-            record.update(jobs.explain_pending(session, found, limits.max_running, lost_after))
-        return record
+    def _read(self, session: Session, caller: Caller, job_id: str) -> Record:
+        return self.app.records.of_one(session, caller, jobs.find(session, caller, job_id))
 
 
 class Cancel(AppHandler):
@@ -186,13 +190,13 @@ class Cancel(AppHandler):
         """
         return await self.app.database.run(self._cancel, call.caller, job_id)
 
-    def _cancel(self, session: Session, caller: Caller, job_id: str) -> dict[str, Any]:
+    def _cancel(self, session: Session, caller: Caller, job_id: str) -> Record:
         found = jobs.find(session, caller, job_id)
         if not found.final:
             queue.cancel(session, [found.job_id], caller.username)
             session.flush()
             found = jobs.find(session, caller, job_id)
-        return jobs.record(found, caller, self.app.outputs)
+        return self.app.records.of_one(session, caller, found)
 
 
 class Rerun(SubmitHandler):
@@ -216,8 +220,12 @@ class Rerun(SubmitHandler):
         job = submissions.new_job(call.caller.user_id, submissions.request_again(found.row))
         new_id = (await self.submit(call, [job], self.app.submissions))[0]
         if new_id == job.id:
-            return jobs.new_record(job, call.caller)
-        return (await self.records(call.caller, [new_id]))[0]
+            return self.app.records.of_new(job, call.caller)
+        return await self.record(call.caller, new_id)
+
+
+def _new_jobs(user_id: int, requests: Sequence[Mapping[str, Any]]) -> list[NewJob]:
+    return [submissions.new_job(user_id, request) for request in requests]
 
 
 def _cancel_matching(session: Session, caller: Caller, wanted: jobs.Filter) -> int:

@@ -92,7 +92,7 @@ class Output(OutputHandler):
 
     async def _send_range(self, found: Found) -> None:
         outputs, attempt = self.app.outputs, found.attempt
-        size = outputs.size(found.job_id, attempt, self.stream) if found.row.started_at else 0
+        size = outputs.size(found.job_id, attempt, self.stream) if attempt else 0
         # A file only grows, and never after the job's end: job, attempt and size say all that a validator has to.
         tag = f'"{found.job_id.hex}-{attempt}-{self.stream}-{size}"'
         self.start_stream("application/octet-stream")

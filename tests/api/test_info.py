@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
@@ -154,12 +155,21 @@ def test_methods_that_an_address_does_not_have(alice: Api, method: str, path: st
 # -- when something is stopped: at the end, as it disturbs the others --------------------------------------------------
 
 
+def _without_runner(api: Api, body: dict[str, str], headers: dict[str, str]) -> dict[str, Any] | None:
+    job: dict[str, Any] = api.post("/api/jobs", body, headers=headers).data
+    return job if job["pending_reason"] == "no runner is up" else None  # a worker looks once a second
+
+
 def test_without_a_runner_jobs_wait_and_say_so(alice: Api, stack: Stack) -> None:
     stack.supervisor.call("supervisor.stopProcessGroup", "runner")
     try:
         job = alice.submit("echo late")
         seen = eventually(lambda: (now := alice.job(job["id"]))["pending_reason"] == "no runner is up" and now)
         assert (seen["status"], seen["position"]) == ("PENDING", 1)
+        body, key = {"code": "echo later"}, {"Idempotency-Key": "without a runner".replace(" ", "-")}
+        new, again = (eventually(lambda: _without_runner(alice, body, key)) for _ in range(2))
+        assert new["id"] == again["id"]
+        assert [one["pending_reason"] for one in alice.get("/api/jobs").data] == ["no runner is up"] * 2
         assert alice.get("/api/stats").data["runners"] == []
     finally:
         stack.supervisor.call("supervisor.startProcessGroup", "runner", False)

@@ -284,10 +284,20 @@ def test_retries(alice: Api) -> None:
     job = alice.submit("sleep 30", retries=1, retry_delay=0, timeout=0.2, wait=30)
     assert (job["status"], job["attempt"]) == ("TIMEOUT", 2)
     assert alice.submit("true", retries=5, wait=30)["attempt"] == 1
-    waiting = alice.submit("exit 1", retries=1, retry_delay=3600)
-    waiting = eventually(lambda: (job := alice.job(waiting["id"]))["attempt"] == 1 and job["pending_reason"] and job)
+
+
+def test_between_attempts_the_record_tells_of_the_last(alice: Api) -> None:
+    job = alice.submit("echo out; exit 1", retries=1, retry_delay=3600)
+    waiting = eventually(lambda: (now := alice.job(job["id"]))["attempt"] == 1 and now["pending_reason"] and now)
     assert waiting["pending_reason"].startswith("attempt 2 starts at 20")
-    assert (waiting["status"], waiting["stdout"], waiting["started_at"]) == ("PENDING", None, None)
+    assert (waiting["status"], waiting["started_at"], waiting["return_code"]) == ("PENDING", None, None)
+    assert (waiting["stdout"], waiting["stderr"]) == ("out\n", "")
+    assert (waiting["stdout_bytes"], waiting["stderr_bytes"]) == (4, 0)
+    assert alice.get(f"/api/jobs/{job['id']}/stdout").body == b"out\n"
+    (listed,) = alice.get("/api/jobs").data
+    assert listed == waiting
+    cancelled = alice.post(f"/api/jobs/{job['id']}/cancel").data
+    assert (cancelled["status"], cancelled["attempt"], cancelled["stdout"]) == ("CANCELLED", 1, "out\n")
 
 
 def test_priority_acts_among_one_s_own_jobs(person: Callable[..., Person]) -> None:
@@ -312,6 +322,12 @@ def test_what_a_pending_job_waits_for(person: Callable[..., Person], stack: Stac
     for place, job in enumerate(waiting, 1):
         seen = api.job(job["id"])
         assert (seen["position"], seen["pending_reason"]) == (place, "you already run 1 jobs")
+    listed = {job["id"]: job["pending_reason"] for job in api.get("/api/jobs").data}
+    assert listed == {
+        later["id"]: later["pending_reason"],
+        blocker["id"]: None,
+        **dict.fromkeys([job["id"] for job in waiting], "you already run 1 jobs"),
+    }
     api.post(f"/api/jobs/{waiting[0]['id']}/cancel").data  # noqa: B018
     assert api.job(waiting[1]["id"])["position"] == 1
     api.post("/api/jobs/cancel", {}).data  # noqa: B018

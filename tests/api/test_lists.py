@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -115,6 +116,45 @@ def test_lists_show_a_little_of_long_texts(alice: Api) -> None:
     assert (len(listed["stdout"]), listed["stdout"][-5:], listed["stdout_bytes"]) == (1024, "xend\n", 100_004)
     assert listed["code"] == code[:1024]
     assert alice.job(job["id"])["code"] == code
+
+
+def test_lists_and_batches_leave_out_long_arguments(alice: Api, admin: Api) -> None:
+    """What is short enough is decided by the database for lists, and by a worker for new jobs: it is the same."""
+    fits, fits_not = ["x" * 500, "ü\n" * 129], ["x" * 500, "ü\n" * 129 + "x"]  # 1,024 bytes as JSON, and one more
+    assert len(json.dumps(fits, ensure_ascii=False).encode()) == 1024
+    env = {"A": "x" * 1015}  # 1,024 bytes with a name of one letter
+    body = {
+        "jobs": [
+            {"code": "y" * 2000, "delay": 3600, "args": fits, "env": env},
+            {"code": "true", "delay": 3600, "args": fits_not, "env": {"AB": env["A"]}},
+            {"code": "true", "delay": 3600, "args": ["z" * 100_000] * 10},
+        ]
+    }
+    headers = {"Idempotency-Key": "long"}
+    new = alice.post("/api/jobs/batch", body, headers=headers).data
+    assert [job["args"] for job in new] == [fits, None, None]
+    assert [job["env"] for job in new] == [env, None, {}]
+    assert new[0]["code"] == "y" * 1024
+    assert alice.post("/api/jobs/batch", body, headers=headers).data == new
+    assert list(reversed(alice.get("/api/jobs").data)) == new
+    seen = admin.get(f"/api/jobs?limit=3&submitter={new[0]['submitter']}").data
+    assert [job["env"] for job in seen] == [{}, None, {"A": None}]
+    for job, request in zip(new, body["jobs"], strict=True):
+        whole = alice.job(job["id"])
+        assert (whole["code"], whole["args"]) == (request["code"], request["args"])
+    alice.post("/api/jobs/cancel", {}).data  # noqa: B018
+
+
+def test_a_page_of_large_jobs_is_small(alice: Api) -> None:
+    for _ in range(3):
+        jobs = [{"code": "#" * 1000, "delay": 3600, "args": ["\u0001" * 60_000], "env": {"A": "b"}}] * 20
+        answer = alice.post("/api/jobs/batch", {"jobs": jobs})
+        assert len(answer.data) == 20
+        assert int(answer.headers["Content-Length"]) < 20 * 3000
+    page = alice.get("/api/jobs?limit=1000")
+    assert len(page.data) == 60
+    assert int(page.headers["Content-Length"]) < 60 * 3000
+    alice.post("/api/jobs/cancel", {}).data  # noqa: B018
 
 
 # -- cancelling --------------------------------------------------------------------------------------------------------

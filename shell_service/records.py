@@ -1,0 +1,174 @@
+"""What the API tells of jobs: all of one, and a little of many.
+
+A record can hold megabytes: the script, its arguments and variables, the ends of two streams. Where there may be a
+thousand of them, in lists and in answers to batches, each is cut to a few kilobytes.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+from sqlalchemy.orm import Session
+
+from baselayer.access import Caller
+from baselayer.fields import rfc3339
+from shell_service import jobs, pending
+from shell_service.jobs import BRIEF, Filter, Found, public_id
+from shell_service.output import OutputStore, Stream
+from shell_service.pending import Supply
+from shell_service.submissions import NewJob
+
+Record = dict[str, Any]
+
+_TAIL = 64 * 1024  # bytes of each stream in the record of one job
+
+
+class Records:
+    """Makes records. All but that of one new job reads files, or takes its time: not for the event loop."""
+
+    def __init__(self, outputs: OutputStore, supply: Supply, max_running: int) -> None:
+        """`max_running` is the limit of users who have none of their own."""
+        self._outputs = outputs
+        self._supply = supply
+        self._max_running = max_running
+
+    def of(self, session: Session, wanted: Sequence[tuple[Caller, uuid.UUID]]) -> list[Record | None]:
+        """For each caller and id, the whole record, or None where there is none that this caller may see."""
+        found = jobs.find_many(session, wanted)
+        reasons = self._reasons(session, [job for job in found if job])
+        return [
+            _record(job, caller, self._outputs, reasons, _TAIL) if job else None
+            for job, (caller, _) in zip(found, wanted, strict=True)
+        ]
+
+    def of_one(self, session: Session, caller: Caller, found: Found) -> Record:
+        """The whole record of a job, its position included."""
+        record = _record(found, caller, self._outputs, self._reasons(session, [found]), _TAIL)
+        if record["status"] == "PENDING":
+            record["position"] = pending.position(session, found.job_id)
+        return record
+
+    def page(
+        self, session: Session, caller: Caller, wanted: Filter, limit: int, before: uuid.UUID | None
+    ) -> tuple[orjson.Fragment, uuid.UUID | None]:
+        """Short records of up to `limit` jobs, newest first, older than `before`; and from where the next page goes on.
+
+        As JSON already: making it takes its time, too.
+        """
+        found, following = jobs.page(session, caller, wanted, limit, before)
+        return self._brief(session, caller, found), following
+
+    def of_batch(self, session: Session, caller: Caller, ids: Sequence[uuid.UUID]) -> orjson.Fragment:
+        """Short records of these jobs as JSON. Raises `NotFound` if `caller` may not see them all."""
+        return self._brief(session, caller, jobs.find_brief(session, caller, ids))
+
+    def _brief(self, session: Session, caller: Caller, found: Sequence[Found]) -> orjson.Fragment:
+        reasons = self._reasons(session, found)
+        session.commit()  # the files are read without a transaction
+        return _joined([_record(job, caller, self._outputs, reasons, BRIEF) for job in found])
+
+    def _reasons(self, session: Session, found: Sequence[Found]) -> dict[uuid.UUID, str]:
+        waiting = [job.job_id for job in found if job.status == "PENDING"]
+        return pending.reasons(session, waiting, self._supply, self._max_running)
+
+    def of_new(self, job: NewJob, caller: Caller) -> Record:
+        """The record of a job that has just been stored."""
+        values = vars(job)
+        at = rfc3339(job.run_at)
+        return {
+            "id": public_id(job.name, job.id),
+            "submitter_id": job.user_id,
+            "submitter": caller.username,
+            "status": "PENDING",
+            "attempt": 0,
+            "created_at": rfc3339(job.created_at),
+            "modified": rfc3339(job.created_at),
+            "run_at": at,
+            "pending_reason": f"starts at {at}" if job.deferred else self._supply.waits_for,
+            **{name: values[name] for name in _AS_ASKED},
+            **dict.fromkeys(_NOT_YET),
+        }
+
+    def of_new_batch(self, new: Sequence[NewJob], caller: Caller) -> orjson.Fragment:
+        """Short records of jobs that have just been stored, as JSON."""
+        return _joined([_cut(self.of_new(job, caller)) for job in new])
+
+
+def _record(found: Found, caller: Caller, outputs: OutputStore, reasons: Mapping[uuid.UUID, str], tail: int) -> Record:
+    row = found.row
+    own = row.user_id == caller.user_id
+    sizes: dict[Stream, int | None] = {"stdout": row.stdout_bytes, "stderr": row.stderr_bytes}
+    texts: dict[Stream, str | None] = {"stdout": None, "stderr": None}
+    if found.attempt:
+        for stream, size in sizes.items():
+            texts[stream] = outputs.tail(row.id, found.attempt, stream, tail, size)
+            if size is None:  # it still runs, or waits for its next attempt
+                sizes[stream] = outputs.size(row.id, found.attempt, stream)
+    return {
+        "id": found.public_id,
+        "name": row.name,
+        "submitter_id": row.user_id,
+        "submitter": row.username,
+        "status": found.status,
+        "reason": row.reason,
+        "code": row.code,
+        "shell": row.shell,
+        "args": row.args,
+        "env": row.env if own or row.env is None else dict.fromkeys(row.env),
+        "timeout": row.timeout,
+        "priority": row.priority,
+        "retries": row.retries,
+        "retry_delay": row.retry_delay,
+        "on_lost": row.on_lost,
+        "attempt": found.attempt,
+        "created_at": rfc3339(row.created_at),
+        "modified": rfc3339(max(row.modified, row.running_since or row.modified)),
+        "run_at": rfc3339(row.run_at),
+        "started_at": rfc3339(row.started_at),
+        "finished_at": rfc3339(row.finished_at),
+        "return_code": row.return_code,
+        "signal": row.signal,
+        "stdout": texts["stdout"],
+        "stderr": texts["stderr"],
+        "stdout_bytes": sizes["stdout"],
+        "stderr_bytes": sizes["stderr"],
+        "output_truncated": row.output_truncated,
+        "wall_seconds": row.wall_seconds,
+        "cpu_seconds": row.cpu_seconds,
+        "max_rss_bytes": row.max_rss_bytes,
+        "runner": row.runner,
+        "cancelled_by": row.cancelled_by,
+        "position": None,
+        "pending_reason": reasons.get(row.id),
+    }
+
+
+_AS_ASKED = (
+    *("name", "code", "shell", "args", "env", "timeout", "priority"),
+    *("retries", "retry_delay", "on_lost"),
+)
+_NOT_YET = (
+    *("reason", "started_at", "finished_at", "return_code", "signal"),
+    *("stdout", "stderr", "stdout_bytes", "stderr_bytes", "output_truncated"),
+    *("wall_seconds", "cpu_seconds", "max_rss_bytes", "runner", "cancelled_by", "position"),
+)
+
+
+def _cut(record: Record) -> Record:
+    """A new job's record as short as a list shows it later."""
+    record["code"] = record["code"][:BRIEF]
+    for name in ("args", "env"):
+        value = record[name]
+        # PostgreSQL writes JSON just as Python does.
+        if value and len(json.dumps(value, ensure_ascii=False).encode()) > BRIEF:
+            record[name] = None
+    return record
+
+
+def _joined(records: Sequence[Record]) -> orjson.Fragment:
+    """Many records as one piece of JSON. Written one by one, as other threads stand still while orjson writes."""
+    return orjson.Fragment(b"[" + b",".join(map(orjson.dumps, records)) + b"]")
