@@ -14,8 +14,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,6 +25,7 @@ from baselayer.supervision import RUNNING, Program, Supervisor
 from services import docs
 from services.run import end_leftovers
 from shell_service.settings import ROOT, Settings, load
+from tests.waiting import eventually
 
 START_SECONDS = 75.0
 
@@ -37,15 +36,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def eventually(check: Callable[[], Any], seconds: float = 20.0, every: float = 0.02) -> Any:
-    """What `check` returns as soon as that is true; fails after `seconds`, naming the last value."""
-    deadline = time.monotonic() + seconds
-    while not (value := check()):
-        assert time.monotonic() < deadline, f"still {value!r} after {seconds} s"
-        time.sleep(every)
-    return value
 
 
 def write_config(path: Path, data_dir: Path, **overrides: Any) -> Settings:

@@ -25,7 +25,8 @@ import sqlalchemy
 from benchmarks.bench import Bench
 from benchmarks.client import UnexpectedAnswer
 from benchmarks.results import Row
-from tests.stack import eventually, free_port
+from tests.stack import free_port
+from tests.waiting import eventually
 
 AT_ONCE = 4
 ROOT = Path(__file__).resolve().parent.parent.parent

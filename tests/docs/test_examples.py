@@ -24,7 +24,8 @@ from shell_service.settings import ROOT, load
 from tests.database import Server
 from tests.docs import pages
 from tests.docs.pages import Example
-from tests.stack import Stack, eventually
+from tests.stack import Stack
+from tests.waiting import eventually
 
 SECONDS = 60  # for a block
 DISRUPTIVE = {"backup.md"}  # stop the service: they get one of their own

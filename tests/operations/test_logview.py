@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from baselayer.logview import Follower, paint
 from shell_service.settings import ROOT
-from tests.stack import eventually, write_config
+from tests.stack import write_config
+from tests.waiting import eventually
 
 
 def rotate(path: Path, keep: int = 5) -> None:

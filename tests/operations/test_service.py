@@ -19,7 +19,8 @@ from baselayer import processes
 from baselayer.supervision import SupervisorError
 from services import layout
 from shell_service.settings import ROOT
-from tests.stack import Stack, eventually, free_port, write_config
+from tests.stack import Stack, free_port, write_config
+from tests.waiting import eventually
 
 QUICK = {"runner": {"drain_seconds": 1}, "jobs": {"kill_grace": 1}, "server": {"processes": 1, "drain_seconds": 1}}
 
