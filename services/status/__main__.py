@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import signal
 import time
 from http import HTTPStatus
@@ -22,6 +23,8 @@ from services.status import terminal
 from services.status.report import collect
 from shell_service import __version__
 from shell_service.settings import Settings
+
+logger = logging.getLogger("status")
 
 RETRY_AFTER = 2
 _FRESH_SECONDS = 1.0
@@ -42,13 +45,15 @@ class StatusServer:
         )
         templates.filters |= {"duration": terminal.duration, "queue_line": terminal.queue_line}
         self._page = templates.get_template("status.html.j2")
+        self._answering: set[asyncio.Future[None]] = set()
         self._gathering: asyncio.Task[dict[str, Any]] | None = None
         self._gathered_at = 0.0
 
     def accept(self, request: HTTPServerRequest) -> None:
         """Take a request, as `HTTPServer` hands it over."""
         task = asyncio.ensure_future(self._answer(request))
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._answering.add(task)  # the loop alone would not keep it
+        task.add_done_callback(self._answering.discard)
 
     async def report(self) -> dict[str, Any]:
         """The report, not older than a second; however many ask, it is gathered once."""
@@ -60,6 +65,13 @@ class StatusServer:
         return await asyncio.shield(self._gathering)
 
     async def _answer(self, request: HTTPServerRequest) -> None:
+        try:
+            await self._respond(request)
+        except Exception:
+            logger.exception("%s %s failed", request.method, request.path)
+            _refuse(request, 500, "internal_error", "Something went wrong on our side; it has been logged.", {})
+
+    async def _respond(self, request: HTTPServerRequest) -> None:
         if request.path != "/status":
             _refuse(request, 503, "unavailable", _UNAVAILABLE, {"Retry-After": str(RETRY_AFTER)})
         elif request.method not in ("GET", "HEAD"):

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from pathlib import Path
 
+import httpx
 import pytest
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_unix_socket
 
+from services.status import __main__ as status
 from services.status import report
 from services.status.__main__ import prefers_json
 from services.status.terminal import count, duration
 from shell_service.settings import ROOT
-from tests.stack import Stack, eventually
+from tests.stack import Stack, write_config
+from tests.waiting import eventually
 
 JSON = {"Accept": "application/json"}
 
@@ -65,6 +72,42 @@ def test_it_tells_nothing_of_tenants_paths_or_secrets(stack: Stack, accept: str)
     password = stack.settings.cluster.password_file.read_text().strip()
     for secret in ("private", made["id"], str(stack.folder), password, stack.admin_token, str(ROOT), "Traceback"):
         assert secret not in text
+
+
+def test_without_the_database_it_says_so_and_nothing_hangs(stack: Stack) -> None:
+    with stack.client(token="") as client:
+        assert client.get("/api/sysinfo").json()["data"]["ready"] is True
+        stack.stop_group("postgres")
+        try:
+            data = eventually(lambda: (d := _report(stack))["database"]["state"] == "down" and d)
+            assert data["status"] == "degraded"
+            assert data["database"] == {"state": "down", "latency_ms": None, "version": None}
+            assert {p["name"] for p in data["processes"] if not p["ok"]} == {"postgres"}
+            assert "unknown" in client.get("/status", headers={"Accept": "text/html"}).text
+            answer = client.get("/api/sysinfo", timeout=10)
+            assert (answer.status_code, answer.json()["data"]["code"]) == (503, "database_unavailable")
+            assert int(answer.headers["Retry-After"]) > 0
+        finally:
+            stack.start_group("postgres")
+        eventually(lambda: client.get("/api/sysinfo").status_code == 200)
+    eventually(lambda: _report(stack)["status"] == "ok", 40)
+
+
+def test_a_mistake_of_ours_is_answered_and_logged(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def ask() -> httpx.Response:
+        server = HTTPServer(status.StatusServer(settings).accept)
+        server.add_socket(bind_unix_socket(str(folder / "socket")))
+        transport = httpx.AsyncHTTPTransport(uds=str(folder / "socket"))
+        async with httpx.AsyncClient(transport=transport, base_url="http://status", timeout=5) as client:
+            return await client.get("/status")
+
+    settings = write_config(folder / "config.yaml", folder / "data")
+    monkeypatch.setattr(status, "collect", lambda settings: {}["missing"])
+    answer = asyncio.run(ask())
+    assert (answer.status_code, answer.json()["data"]["code"]) == (500, "internal_error")
+    assert "KeyError: 'missing'" in caplog.text
 
 
 def test_it_works_when_the_rest_does_not(stack: Stack) -> None:
