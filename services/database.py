@@ -150,7 +150,8 @@ def clear(settings: Settings, say: Callable[[str], None]) -> None:
             with served(settings), engine.connect() as connection:
                 migrations.remove(connection)  # our tables only: others may live in that database
         shutil.rmtree(settings.output_dir, ignore_errors=True)
-        settings.tokens_file.unlink(missing_ok=True)
+        for path in (settings.tokens_file, provision.unfinished(settings.tokens_file)):
+            path.unlink(missing_ok=True)
     say("[check] database, output and tokens are gone; the next start makes new ones")
 
 

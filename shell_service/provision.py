@@ -53,7 +53,8 @@ def write_tokens(path: Path, new: dict[str, str]) -> None:
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         known = yaml.safe_load(path.read_text()) or {} if path.exists() else {}
-        fresh = path.with_name(f"{path.name}.{os.getpid()}")
+        fresh = unfinished(path)
+        fresh.unlink(missing_ok=True)  # as the folder is locked, only one who was killed can have left it
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write("# Tokens of Shell Service, for its operator only.\n")
@@ -63,3 +64,8 @@ def write_tokens(path: Path, new: dict[str, str]) -> None:
         os.replace(fresh, path)
     finally:
         os.close(folder)
+
+
+def unfinished(path: Path) -> Path:
+    """Where a tokens file is written before it takes the place of the old one."""
+    return path.with_name(f"{path.name}.new")

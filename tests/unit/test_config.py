@@ -149,6 +149,15 @@ def test_no_sizes(value: object) -> None:
 # -- the service's own ----------------------------------------------------------------------------------------------
 
 
+def test_another_service_has_a_tokens_file_of_its_own(tmp_path: Path) -> None:
+    """It is enough to choose another port and another data folder."""
+    assert overlay(tmp_path, {"server": {"port": 5001}}).tokens_file == ROOT / ".tokens.yaml"
+    second = overlay(tmp_path, {"server": {"port": 5001}, "data_dir": "data-second"})
+    assert second.tokens_file == ROOT / "data-second" / ".tokens.yaml"
+    elsewhere = overlay(tmp_path, {"server": {"port": 5001}, "data_dir": str(tmp_path / "data")})
+    assert elsewhere.tokens_file == tmp_path / "data" / ".tokens.yaml"
+
+
 def overlay(tmp_path: Path, values: dict) -> Settings:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(values))
