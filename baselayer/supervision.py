@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Supervisor's process states.
-STOPPED, STARTING, RUNNING, BACKOFF, STOPPING, EXITED, FATAL = 0, 10, 20, 30, 40, 100, 200
+# Those of supervisor's process states that somebody asks for.
+RUNNING, BACKOFF, EXITED, FATAL = 20, 30, 100, 200
 
 
 class SupervisorError(Exception):
@@ -28,7 +28,6 @@ class Program:
     pid: int
     uptime: int
     exit_status: int
-    description: str
 
 
 class _Connection(http.client.HTTPConnection):
@@ -73,7 +72,6 @@ class Supervisor:
                 pid=entry["pid"],
                 uptime=max(0, entry["now"] - entry["start"]) if entry["pid"] else 0,
                 exit_status=entry["exitstatus"],
-                description=entry["description"],
             )
             for entry in self.call("supervisor.getAllProcessInfo")
         ]

@@ -67,7 +67,7 @@ async def serve(settings: Settings, process: int) -> None:
     async with asyncio.TaskGroup() as group:
         group.create_task(run_background(app, stopped))
         await stop.wait()
-        server.stop()  # nginx goes to another worker at once
+        server.stop()  # nginx connects to the others; on connections that it holds already, requests are still answered
         app.hub.close()
         try:
             async with asyncio.timeout(settings.server.drain_seconds):
