@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -101,6 +104,51 @@ def test_a_crash_while_compacting_leaves_the_old(tmp_path: Path) -> None:
     ours.begin(JOB, 1, 101, 5)
     (tmp_path / "journal.new").write_text('{"fence": 2, "job')
     assert list(reopened(tmp_path / "journal")) == [1]
+
+
+@contextmanager
+def room_for(path: Path, count: int) -> Iterator[None]:
+    """Let no file grow larger than this one is and so many bytes, as on a disk that is nearly full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + count, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_line_for_which_there_is_no_room_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    ours = Journal(path)
+    ours.begin(JOB, 1, 101, 5)
+    ours.begin(JOB, 2, 102, 5)
+    with room_for(path, 20):
+        with pytest.raises(OSError):
+            ours.begin(JOB, 3, 103, 5)  # what cannot be noted does not begin
+        assert "cannot be written" in str(ours.problem())
+        ours.end(result(1))  # whereas a result is as good as ever
+        ours.settled(2)  # it will be told once more
+    assert ours.problem() is None
+    ours.end(result(2))
+    assert reopened(path) == {1: Leftover(JOB, 1, 101, 5, None), 2: Leftover(JOB, 2, 102, 5, result(2))}
+
+
+def test_a_journal_that_cannot_be_compacted_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "journal"
+    ours = Journal(path)
+    for fence in range(1, 20):
+        ours.begin(JOB, fence, 100 + fence, 5)
+    monkeypatch.setattr(journal, "_COMPACT_BYTES", 10)
+    (tmp_path / "journal.new").symlink_to("/dev/full")
+    ours.settled(1)
+    assert set(reopened(path)) == set(range(2, 20))
+    assert [item.name for item in tmp_path.iterdir()] == ["journal"]
+
+
+def test_looking_for_room_leaves_nothing(tmp_path: Path) -> None:
+    ours = Journal(tmp_path / "journal")
+    assert ours.problem() is None
+    assert (tmp_path / "journal").stat().st_size == 0
 
 
 def test_a_result_that_cannot_be_noted_is_no_error(tmp_path: Path) -> None:
