@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import ctypes
 import json
 import os
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from shell_service import settings
 from shell_service.sandbox import Command, Sandbox
+from tests.sandbox.support import finish
 
 AT_ONCE = 4
 ALONE = 50
@@ -79,37 +79,34 @@ def ours(sandbox: Sandbox, users: int) -> Run:
         launcher = await sandbox.prepare(worker % users + 1)
         process = await launcher.start(command)
         process.go()
-        stdout, stderr = await asyncio.gather(read(process.stdout), read(process.stderr))
-        await process.wait()
-        return stdout + stderr
+        ran = await finish(process)
+        return ran.stdout + ran.stderr
 
     return run
 
 
-async def read(fd: int) -> bytes:
-    """All that comes out of a pipe."""
-    loop, chunks, ended = asyncio.get_running_loop(), [], asyncio.Event()
-
-    def on_readable() -> None:
-        with contextlib.suppress(BlockingIOError):
-            chunks.append(os.read(fd, 65536))
-            if not chunks[-1]:
-                ended.set()
-
-    loop.add_reader(fd, on_readable)
-    await ended.wait()
-    loop.remove_reader(fd)
-    os.close(fd)
-    return b"".join(chunks)
-
-
 def cpu() -> tuple[float, float]:
     """Seconds so far: of this process, and of its descendants that have ended."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:  # bubblewrap leaves its init to us, the subreaper
-            pass
+    reap()
     mine, theirs = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return mine.ru_utime + mine.ru_stime, theirs.ru_utime + theirs.ru_stime
+
+
+async def all_ended() -> None:
+    """Wait until this process has no descendants any more."""
+    async with asyncio.timeout(10):
+        while reap():
+            await asyncio.sleep(0.005)
+
+
+def reap() -> bool:
+    """Let descendants that have ended count (bubblewrap leaves its init to us, the subreaper); whether any is left."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True
 
 
 async def repeat(run: Run, jobs: int, workers: int) -> list[float]:
@@ -142,12 +139,11 @@ async def measure(way: str, jobs: int) -> dict[str, float]:
     seconds = time.perf_counter() - began
     own = cpu()[0] - before[0]
     await sandbox.close()
-    await asyncio.sleep(0.3)  # its launchers end, and count
+    await all_ended()  # now its launchers count
     after = cpu()
     alone = await repeat(run, ALONE, 1)
     await sandbox.close()
-    await asyncio.sleep(0.3)
-    cpu()
+    await all_ended()
     return {
         "jobs/s": jobs / seconds,
         "CPU ms a job": (own + after[1] - before[1]) / jobs * 1e3,
