@@ -50,6 +50,7 @@ class App:
     lookups: Batcher[tuple[Caller, uuid.UUID], Record | None]
     streams: dict[int, int]  # open streams by user
     requests: RequestsAtHand
+    failpoints: FailPoints
     version: str = __version__
 
     @property
@@ -99,6 +100,7 @@ def make_app(settings: Settings, database: Database, shells: Mapping[str, str], 
         lookups=Batcher(partial(_look_up, database, records), max_items=200),
         streams={},
         requests=RequestsAtHand(),
+        failpoints=failpoints,
     )
 
 

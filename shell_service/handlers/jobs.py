@@ -163,6 +163,7 @@ class CancelMany(AppHandler):
         cancelled = 0
         while count := await self.app.database.run(_cancel_matching, call.caller, wanted):
             cancelled += count
+            self.app.failpoints.reach("app.after_cancel")
         return {"cancelled": cancelled}
 
 
@@ -188,7 +189,9 @@ class Cancel(AppHandler):
         A waiting job ends at once. A running one gets SIGTERM, and after a grace time SIGKILL with all that it
         started; its status changes when it has ended. A job that has ended stays as it is.
         """
-        return await self.app.database.run(self._cancel, call.caller, job_id)
+        record = await self.app.database.run(self._cancel, call.caller, job_id)
+        self.app.failpoints.reach("app.after_cancel")
+        return record
 
     def _cancel(self, session: Session, caller: Caller, job_id: str) -> Record:
         found = jobs.find(session, caller, job_id)
