@@ -22,6 +22,7 @@ from pathlib import Path
 from shell_service import settings
 from shell_service.sandbox import Command, Sandbox
 from tests.sandbox.support import finish
+from tests.waiting import eventually
 
 AT_ONCE = 4
 ALONE = 50
@@ -92,13 +93,6 @@ def cpu() -> tuple[float, float]:
     return mine.ru_utime + mine.ru_stime, theirs.ru_utime + theirs.ru_stime
 
 
-async def all_ended() -> None:
-    """Wait until this process has no descendants any more."""
-    async with asyncio.timeout(10):
-        while reap():
-            await asyncio.sleep(0.005)
-
-
 def reap() -> bool:
     """Let descendants that have ended count (bubblewrap leaves its init to us, the subreaper); whether any is left."""
     try:
@@ -139,11 +133,11 @@ async def measure(way: str, jobs: int) -> dict[str, float]:
     seconds = time.perf_counter() - began
     own = cpu()[0] - before[0]
     await sandbox.close()
-    await all_ended()  # now its launchers count
+    await asyncio.to_thread(eventually, lambda: not reap(), 10)  # now its launchers count
     after = cpu()
     alone = await repeat(run, ALONE, 1)
     await sandbox.close()
-    await all_ended()
+    await asyncio.to_thread(eventually, lambda: not reap(), 10)
     return {
         "jobs/s": jobs / seconds,
         "CPU ms a job": (own + after[1] - before[1]) / jobs * 1e3,
