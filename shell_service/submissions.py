@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,9 +14,10 @@ import uuid_utils.compat
 from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
 
-from baselayer.errors import ApiError, IdempotencyMismatch, LimitReached, NotAllowed
+from baselayer.errors import ApiError, IdempotencyMismatch, InvalidRequest, LimitReached, NotAllowed
 
 _USER_LOCK = 7200  # first key of the advisory lock that serialises what one user's submissions are counted against
+_QUEUE_SECONDS = 10  # after which a user with a full queue may ask again
 
 
 @dataclass(frozen=True)
@@ -102,174 +103,75 @@ class Limits:
     jobs_per_minute: int
 
 
+# One call, one way to the server and back: see the function in the migrations.
+_SUBMIT = (
+    "SELECT n, outcome, allowed, counted, seconds, ids FROM submit_jobs("
+    "%(submissions)s, %(jobs)s, %(max_queued)s, %(jobs_per_minute)s)"
+)
+
+
 def submit(session: Session, submissions: Sequence[Submission], defaults: Limits) -> list[list[uuid.UUID] | Exception]:
     """Store what is asked for; return, for each submission, its job ids or why it was refused.
 
     A submission with an Idempotency-Key seen before gets the ids of then, or `IdempotencyMismatch`.
     """
-    wanted: Counter[int] = Counter()
-    for item in submissions:
-        wanted[item.user_id] += len(item.jobs)
-    budgets = _budgets(session, wanted, defaults)
-    known = _known_keys(session, submissions)
-    results: list[list[uuid.UUID] | Exception] = []
-    jobs: list[NewJob] = []
-    keys: list[dict[str, Any]] = []
-    for item in submissions:
-        name = (item.user_id, item.key)
-        if item.key is not None and name in known:
-            digest, ids = known[name]
-            results.append(ids if digest == item.digest else IdempotencyMismatch())
-            continue
-        if refusal := budgets[item.user_id].take(len(item.jobs)):
-            results.append(refusal)
-            continue
-        ids = [job.id for job in item.jobs]
-        jobs.extend(item.jobs)
-        if item.key is not None:
-            known[name] = (item.digest, ids)
-            keys.append({"user_id": item.user_id, "key": item.key, "digest": item.digest, "ids": ids})
-        results.append(ids)
-    _insert_jobs(session, jobs, budgets)
-    for row in keys:
-        session.execute(
-            text(
-                "INSERT INTO idempotency_key (user_id, key, request_digest, job_ids)"
-                " VALUES (:user_id, :key, :digest, CAST(:ids AS uuid[]))"
-            ),
-            {**row, "ids": [str(item) for item in row["ids"]]},
-        )
+    rows = session.connection().exec_driver_sql(*submit_statement(submissions, defaults))
+    return submit_results(submissions, [tuple(row) for row in rows])
+
+
+def submit_statement(submissions: Sequence[Submission], defaults: Limits) -> tuple[str, dict[str, Any]]:
+    """What `submit` asks the database: a statement in the driver's form, and its parameters."""
+    asked = [
+        {
+            "n": n,
+            "user_id": item.user_id,
+            "jobs": len(item.jobs),
+            "key": item.key,
+            "digest": item.digest.hex(),
+            "ids": None if item.key is None else [job.id for job in item.jobs],
+        }
+        for n, item in enumerate(submissions)
+    ]
+    jobs = [{**vars(job), "n": n, "ord": job.ord} for n, item in enumerate(submissions) for job in item.jobs]
+    # JSON, whatever the number of rows: the statement is constant, and it is what both sides parse fastest.
+    return _SUBMIT, {
+        "submissions": orjson.dumps(asked).decode(),
+        "jobs": orjson.dumps(jobs).decode(),
+        "max_queued": defaults.max_queued,
+        "jobs_per_minute": defaults.jobs_per_minute,
+    }
+
+
+def submit_results(
+    submissions: Sequence[Submission], rows: Iterable[tuple[Any, ...]]
+) -> list[list[uuid.UUID] | Exception]:
+    """What `submit` returns, from what the database answered."""
+    results: list[list[uuid.UUID] | Exception] = [[job.id for job in item.jobs] for item in submissions]
+    for n, outcome, allowed, counted, seconds, ids in rows:
+        if outcome == "known":
+            results[n] = _uuids(ids)
+        else:
+            results[n] = _refusal(outcome, len(submissions[n].jobs), allowed, counted, seconds)
     return results
 
 
-def _known_keys(
-    session: Session, submissions: Sequence[Submission]
-) -> dict[tuple[int, str | None], tuple[bytes, list[uuid.UUID]]]:
-    wanted = [(item.user_id, item.key) for item in submissions if item.key is not None]
-    if not wanted:
-        return {}
-    rows = session.execute(
-        text(
-            "SELECT k.user_id, k.key, k.request_digest, k.job_ids FROM idempotency_key k"
-            " JOIN unnest(CAST(:users AS int[]), CAST(:keys AS text[])) AS w(user_id, key) USING (user_id, key)"
-        ),
-        {"users": [user for user, _ in wanted], "keys": [key for _, key in wanted]},
-    )
-    return {(row.user_id, row.key): (bytes(row.request_digest), _uuids(row.job_ids)) for row in rows}
+def _refusal(outcome: str, jobs: int, allowed: int, counted: int, seconds: int | None) -> ApiError:
+    if outcome == "mismatch":
+        return IdempotencyMismatch()
+    if outcome == "inactive":
+        return NotAllowed("This user is not active.")
+    may = f"You may have {allowed} jobs queued" if outcome == "queued" else f"You may submit {allowed} jobs a minute"
+    if jobs > max(allowed, 1):  # waiting would not help
+        return InvalidRequest(f"{may}; these are {jobs}.")
+    if outcome == "queued":
+        return LimitReached(f"{may}; {counted} are.", retry_after=_QUEUE_SECONDS)
+    return LimitReached(f"{may}; you did {counted}.", retry_after=seconds or 1)
 
 
 def _uuids(values: Any) -> list[uuid.UUID]:
     if isinstance(values, str):  # psycopg2 gives arrays of uuid as text
         values = [item for item in values.strip("{}").split(",") if item]
     return [uuid.UUID(str(item)) for item in values]
-
-
-_MINUTE = "floor(extract(epoch FROM now()) / 60)::int"
-_SECOND = "extract(second FROM now())"
-
-
-@dataclass
-class _Budget:
-    """What one user may still submit."""
-
-    active: bool
-    queued: int
-    recent: int
-    limits: Limits
-    taken: int = 0
-
-    def take(self, count: int) -> ApiError | None:
-        if not self.active:
-            return NotAllowed("This user is not active.")
-        if self.queued + count > self.limits.max_queued:
-            return LimitReached(
-                f"You may have {self.limits.max_queued} jobs queued; {self.queued} are.", retry_after=10
-            )
-        if self.recent + count > self.limits.jobs_per_minute:
-            return LimitReached(
-                f"You may submit {self.limits.jobs_per_minute} jobs a minute; you did {self.recent}.", retry_after=5
-            )
-        self.queued += count
-        self.recent += count
-        self.taken += count
-        return None
-
-
-def _budgets(session: Session, wanted: Mapping[int, int], defaults: Limits) -> dict[int, _Budget]:
-    """What the users that want so many jobs may still submit; until the end of the transaction nobody else does.
-
-    The queue is counted, and only where it might be full (see `SubmissionCount`): for an exact counter all claims and
-    cancels of a user would wait for its row.
-
-    Submissions of the last minute are: those of this minute by the clock, and of the one before as much as the last
-    sixty seconds reach into it.
-    """
-    rows = session.execute(
-        text(
-            # Two statements on one way to the server. The second sees all that was there when the locks were had.
-            f"""
-            SELECT pg_advisory_xact_lock(:key, u) FROM (SELECT unnest(CAST(:users AS int[])) AS u ORDER BY 1) AS s;
-            SELECT u.id, u.active, lim.max_running, lim.max_queued, lim.jobs_per_minute,
-              CASE WHEN c.queued + w.jobs <= lim.max_queued THEN c.queued ELSE
-                (SELECT count(*) FROM (SELECT FROM ready_job q WHERE q.user_id = u.id LIMIT lim.max_queued + 1) AS r)
-                + (SELECT count(*) FROM (SELECT FROM deferred_job q WHERE q.user_id = u.id
-                                         LIMIT lim.max_queued + 1) AS d) END AS queued,
-              coalesce(CASE {_MINUTE} - c.minute
-                WHEN 0 THEN c.submitted + c.before * (1 - {_SECOND} / 60)
-                WHEN 1 THEN c.submitted * (1 - {_SECOND} / 60) END, 0)::int AS recent
-            FROM unnest(CAST(:users AS int[]), CAST(:jobs AS int[])) AS w(user_id, jobs)
-            JOIN "user" u ON u.id = w.user_id LEFT JOIN user_limits l ON l.user_id = u.id
-            LEFT JOIN submission_count c ON c.user_id = u.id
-            CROSS JOIN LATERAL (SELECT coalesce(l.max_running, :max_running) AS max_running,
-                                       coalesce(l.max_queued, :max_queued) AS max_queued,
-                                       coalesce(l.jobs_per_minute, :jobs_per_minute) AS jobs_per_minute) AS lim
-            """
-        ),
-        {**asdict(defaults), "users": list(wanted), "jobs": list(wanted.values()), "key": _USER_LOCK},
-    )
-    return {
-        row.id: _Budget(
-            row.active, row.queued, row.recent, Limits(row.max_running, row.max_queued, row.jobs_per_minute)
-        )
-        for row in rows
-    }
-
-
-_JOB_COLUMNS = (
-    "id uuid, user_id int, name text, priority smallint, code text, shell text, args jsonb, env jsonb, stdin text,"
-    " timeout float8, run_at timestamptz, retries smallint, retry_delay float8, on_lost text, created_at timestamptz"
-)
-_JOB_NAMES = ", ".join(column.split()[0] for column in _JOB_COLUMNS.split(", "))
-# One parameter, whatever the number of rows: the statement is constant, and JSON is what both sides parse fastest.
-_INSERT_JOBS = text(
-    f"""
-    WITH new AS MATERIALIZED (
-      SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS r({_JOB_COLUMNS}, ord bigint, deferred boolean)),
-    stored AS (INSERT INTO job ({_JOB_NAMES}, modified) SELECT {_JOB_NAMES}, created_at FROM new),
-    later AS (INSERT INTO deferred_job (job_id, user_id, ord, run_at)
-              SELECT id, user_id, ord, run_at FROM new WHERE deferred),
-    ready AS (INSERT INTO ready_job (job_id, user_id, ord)
-              SELECT id, user_id, ord FROM new WHERE NOT deferred RETURNING 1),
-    counted AS (INSERT INTO submission_count AS c (user_id, minute, submitted, before, queued)
-                SELECT user_id, {_MINUTE}, taken, 0, queued
-                FROM json_to_recordset(CAST(:counts AS json)) AS r(user_id int, taken int, queued int)
-                ON CONFLICT (user_id) DO UPDATE SET minute = excluded.minute, queued = excluded.queued,
-                  submitted = excluded.submitted + CASE WHEN c.minute = excluded.minute THEN c.submitted ELSE 0 END,
-                  before = CASE excluded.minute - c.minute WHEN 0 THEN c.before WHEN 1 THEN c.submitted ELSE 0 END)
-    SELECT pg_notify('ready', '') WHERE EXISTS (SELECT FROM ready)
-    """
-)
-
-
-def _insert_jobs(session: Session, jobs: Sequence[NewJob], budgets: Mapping[int, _Budget]) -> None:
-    if jobs:
-        rows = [{**vars(job), "ord": job.ord} for job in jobs]
-        counts = [
-            {"user_id": user_id, "taken": budget.taken, "queued": budget.queued}
-            for user_id, budget in budgets.items()
-            if budget.taken
-        ]
-        session.execute(_INSERT_JOBS, {"rows": orjson.dumps(rows).decode(), "counts": orjson.dumps(counts).decode()})
 
 
 def lock_user(session: Session, user_id: int) -> None:

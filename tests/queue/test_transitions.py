@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import sqlalchemy
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from baselayer.errors import IdempotencyMismatch, LimitReached, NotAllowed
+from baselayer.errors import IdempotencyMismatch, InvalidRequest, LimitReached, NotAllowed
 from shell_service import liveness, queue, submissions
 from shell_service.queue import Claim, Fenced, Result
 from shell_service.submissions import Limits, NewJob, Submission
@@ -381,12 +382,14 @@ def test_the_same_key_twice_in_one_group(transact: Transactions, user: int) -> N
 
 def test_a_refused_submission_stores_nothing_and_leaves_its_key_free(transact: Transactions) -> None:
     user = transact(add_user, {"max_queued": 2})
-    many = submission(user, key="k", jobs=NewJobFactory.build_batch(3, user_id=user))
+    many = submission(user, key="k", jobs=NewJobFactory.build_batch(2, user_id=user))
     one = submission(user)
-    refused, stored = transact(submissions.submit, [many, one], LIMITS)
+    first, refused = transact(submissions.submit, [one, many], LIMITS)
+    assert isinstance(first, list)
     assert isinstance(refused, LimitReached)
-    assert isinstance(stored, list)
-    assert transact.scalar("SELECT count(*) FROM job") == 1
+    (second,) = transact(submissions.submit, [submission(user)], LIMITS)
+    assert isinstance(second, list)
+    assert transact.scalar("SELECT count(*) FROM job") == 2
     assert transact.scalar("SELECT count(*) FROM idempotency_key") == 0
 
 
@@ -410,6 +413,46 @@ def test_limits_count_what_waits_and_what_came_this_minute(transact: Transaction
     (refused,) = transact(submissions.submit, [submission(user)], defaults)
     assert isinstance(refused, LimitReached)
     assert "a minute" in refused.message
+
+
+@pytest.mark.parametrize("limit", ["max_queued", "jobs_per_minute"])
+def test_more_at_once_than_a_limit_is_no_matter_of_time(transact: Transactions, limit: str) -> None:
+    user = transact(add_user, {limit: 2})
+    many = submission(user, jobs=NewJobFactory.build_batch(3, user_id=user))
+    (refused,) = transact(submissions.submit, [many], LIMITS)
+    assert isinstance(refused, InvalidRequest)
+    assert "2 jobs" in refused.message
+
+
+@pytest.mark.parametrize(("before", "submitted"), [(0, 10), (100, 3), (5, 10), (20, 9)])
+def test_a_refusal_says_when_the_minutes_limit_has_room(transact: Transactions, before: int, submitted: int) -> None:
+    user = transact(add_user, {"jobs_per_minute": 10})
+
+    def refused(session: Session) -> tuple[Any, float]:
+        session.execute(
+            text(
+                "INSERT INTO submission_count (user_id, minute, submitted, before, queued)"
+                " VALUES (:user, floor(extract(epoch FROM now()) / 60), :submitted, :before, 0)"
+            ),
+            {"user": user, "submitted": submitted, "before": before},
+        )
+        second = session.scalar(text("SELECT extract(second FROM now())::float8"))
+        return submissions.submit(session, [submission(user)], LIMITS)[0], second
+
+    refusal, second = transact(refused)
+
+    def counted(after: float) -> float:
+        """What counts so long after now, if nothing more comes."""
+        minutes, second_then = divmod(second + after, 60)
+        earlier, this = {0: (before, submitted), 1: (submitted, 0)}.get(int(minutes), (0, 0))
+        return this + earlier * (1 - second_then / 60)
+
+    if counted(0) <= 9:  # the minute is so far on that there is room
+        assert isinstance(refusal, list)
+        return
+    assert isinstance(refusal, LimitReached)
+    assert refusal.retry_after
+    assert counted(refusal.retry_after + 0.001) <= 9 < counted(refusal.retry_after - 1.001)
 
 
 def test_one_users_limit_does_not_touch_another(transact: Transactions, user: int) -> None:

@@ -193,11 +193,12 @@ def upgrade() -> None:
         postgresql_with={"fillfactor": "50"},
     )
     op.execute("CREATE SEQUENCE fence_seq")
-    op.execute(Path(__file__).with_name("0001_claim_jobs.sql").read_text())
+    for function in ("claim_jobs", "submit_jobs"):
+        op.execute(Path(__file__).with_name(f"0001_{function}.sql").read_text())
 
 
 def downgrade() -> None:
-    op.execute("DROP FUNCTION claim_jobs")
+    op.execute("DROP FUNCTION submit_jobs, claim_jobs")
     op.execute("DROP SEQUENCE fence_seq")
     op.drop_table("submission_count")
     op.drop_table("user_limits")

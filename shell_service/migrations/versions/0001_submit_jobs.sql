@@ -1,0 +1,134 @@
+-- Stores submissions, each whole or not at all, in one call: what a user may still submit is looked up, the jobs are
+-- entered and counted, and nobody else's submission of the same user comes in between.
+--
+-- p_submissions: [{n, user_id, jobs, key, digest, ids}], where n is the place in the array, jobs how many, key and
+-- digest (hex) null without an Idempotency-Key, and ids those of its jobs. p_jobs: the jobs of all, each with the n of
+-- its submission. The limits are those of users who have none of their own.
+--
+-- Returns a row for each submission that was not stored: 'known' with the ids that the same request stored before,
+-- 'mismatch' where the key came with another request, 'inactive', or 'queued' and 'minute' for the limit that it would
+-- exceed, with the limit, what counts against it, and after how many seconds it would not by the minute's limit.
+--
+-- The queue is counted only where it might be full (see SubmissionCount): for an exact counter all claims and cancels
+-- of a user would wait for its row. Submissions of the last minute are those of this minute by the clock, and of the
+-- one before as much as the last sixty seconds reach into it.
+CREATE FUNCTION submit_jobs(p_submissions json, p_jobs json, p_max_queued int, p_jobs_per_minute int)
+RETURNS TABLE (n int, outcome text, allowed int, counted int, seconds int, ids uuid[])
+LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan
+-- Plans are kept, and the tables grow from nothing: only walks along an index are right at both ends.
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_mergejoin = off
+SET enable_hashjoin = off
+AS $$
+#variable_conflict use_column
+DECLARE
+  v_minute int := floor(extract(epoch FROM now()) / 60)::int;
+  v_left float8 := 1 - extract(second FROM now()) / 60;  -- of this minute, and as much of the last counts
+  s record;
+  v_user int := 0;
+  v_queued int;
+  v_now int;             -- submitted in this minute
+  v_before int;          -- and in the one before
+  v_users int[] := '{}';
+  v_taken int[] := '{}';
+  v_counts int[] := '{}';
+  v_last int := 0;       -- of those arrays
+  v_refused int[] := '{}';
+BEGIN
+  PERFORM pg_advisory_xact_lock(7200, u.user_id)
+  FROM (SELECT DISTINCT r.user_id FROM json_to_recordset(p_submissions) AS r(user_id int) ORDER BY 1) AS u;
+
+  -- A statement of its own, as it sees what was there when the locks were had.
+  FOR s IN
+    SELECT r.n, r.user_id, r.jobs, r.key, decode(r.digest, 'hex') AS digest, r.ids, coalesce(u.active, false) AS active,
+      coalesce(l.max_queued, p_max_queued) AS max_queued,
+      coalesce(l.jobs_per_minute, p_jobs_per_minute) AS jobs_per_minute, coalesce(c.queued, 0) AS queued,
+      CASE v_minute - c.minute WHEN 0 THEN c.submitted ELSE 0 END AS now,
+      CASE v_minute - c.minute WHEN 0 THEN c.before WHEN 1 THEN c.submitted ELSE 0 END AS before
+    FROM json_to_recordset(p_submissions) AS r(n int, user_id int, jobs int, key text, digest text, ids uuid[])
+    LEFT JOIN "user" u ON u.id = r.user_id
+    LEFT JOIN user_limits l ON l.user_id = r.user_id
+    LEFT JOIN submission_count c ON c.user_id = r.user_id
+    ORDER BY r.user_id, r.n
+  LOOP
+    IF s.user_id <> v_user THEN
+      v_user := s.user_id;
+      v_queued := s.queued;
+      v_now := s.now;
+      v_before := s.before;
+    END IF;
+    n := s.n;
+    outcome := NULL;
+    IF s.key IS NOT NULL THEN
+      SELECT CASE k.request_digest WHEN s.digest THEN 'known' ELSE 'mismatch' END, k.job_ids INTO outcome, ids
+      FROM idempotency_key k WHERE k.user_id = s.user_id AND k.key = s.key;
+    END IF;
+    IF outcome IS NULL THEN
+      IF v_queued + s.jobs > s.max_queued THEN
+        v_queued := (
+          SELECT count(*) FROM (SELECT FROM ready_job q WHERE q.user_id = s.user_id LIMIT s.max_queued + 1) AS r
+        ) + (
+          SELECT count(*) FROM (SELECT FROM deferred_job q WHERE q.user_id = s.user_id LIMIT s.max_queued + 1) AS d
+        ) + CASE v_users[v_last] WHEN v_user THEN v_taken[v_last] ELSE 0 END;
+      END IF;
+      IF NOT s.active THEN
+        outcome := 'inactive';
+      ELSIF v_queued + s.jobs > s.max_queued THEN
+        outcome := 'queued';
+        allowed := s.max_queued;
+        counted := v_queued;
+      ELSIF v_now + v_before * v_left + s.jobs > s.jobs_per_minute THEN
+        outcome := 'minute';
+        allowed := s.jobs_per_minute;
+        counted := v_now + v_before * v_left;
+        seconds := CASE WHEN s.jobs > s.jobs_per_minute THEN NULL
+          WHEN v_now + s.jobs <= s.jobs_per_minute
+            THEN ceil(60 * (v_left - (s.jobs_per_minute - v_now - s.jobs)::float8 / v_before))
+          ELSE ceil(60 * (v_left + 1 - (s.jobs_per_minute - s.jobs)::float8 / v_now)) END;
+      END IF;
+    END IF;
+    IF outcome IS NOT NULL THEN
+      v_refused := v_refused || s.n;
+      RETURN NEXT;
+      CONTINUE;
+    END IF;
+    v_queued := v_queued + s.jobs;
+    v_now := v_now + s.jobs;
+    IF v_last = 0 OR v_users[v_last] <> v_user THEN
+      v_last := v_last + 1;
+      v_users[v_last] := v_user;
+      v_taken[v_last] := 0;
+    END IF;
+    v_taken[v_last] := v_taken[v_last] + s.jobs;
+    v_counts[v_last] := v_queued;
+    IF s.key IS NOT NULL THEN
+      INSERT INTO idempotency_key (user_id, key, request_digest, job_ids) VALUES (s.user_id, s.key, s.digest, s.ids);
+    END IF;
+  END LOOP;
+
+  WITH new AS MATERIALIZED (
+    SELECT * FROM json_to_recordset(p_jobs) AS r(
+      n int, id uuid, user_id int, name text, priority smallint, code text, shell text, args jsonb, env jsonb,
+      stdin text, timeout float8, run_at timestamptz, retries smallint, retry_delay float8, on_lost text,
+      created_at timestamptz, ord bigint, deferred boolean)
+    WHERE r.n <> ALL (v_refused)),
+  stored AS (
+    INSERT INTO job (id, user_id, name, priority, code, shell, args, env, stdin, timeout, run_at, retries, retry_delay,
+                     on_lost, created_at, modified)
+    SELECT id, user_id, name, priority, code, shell, args, env, stdin, timeout, run_at, retries, retry_delay,
+           on_lost, created_at, created_at FROM new),
+  later AS (
+    INSERT INTO deferred_job (job_id, user_id, ord, run_at) SELECT id, user_id, ord, run_at FROM new WHERE deferred),
+  counted AS (
+    INSERT INTO submission_count AS c (user_id, minute, submitted, before, queued)
+    SELECT t.user_id, v_minute, t.taken, 0, t.queued FROM unnest(v_users, v_taken, v_counts) AS t(user_id, taken, queued)
+    ON CONFLICT (user_id) DO UPDATE SET minute = excluded.minute, queued = excluded.queued,
+      submitted = excluded.submitted + CASE WHEN c.minute = excluded.minute THEN c.submitted ELSE 0 END,
+      before = CASE excluded.minute - c.minute WHEN 0 THEN c.before WHEN 1 THEN c.submitted ELSE 0 END)
+  INSERT INTO ready_job (job_id, user_id, ord) SELECT id, user_id, ord FROM new WHERE NOT deferred;
+  IF FOUND THEN
+    PERFORM pg_notify('ready', '');
+  END IF;
+END $$;
