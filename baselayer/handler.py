@@ -23,6 +23,7 @@ from tornado import httputil, web
 
 from baselayer import errors, log
 from baselayer.access import Authenticator, Caller
+from baselayer.bodies import LARGE_BODY, MOST_VALUES, has_too_many_values
 from baselayer.errors import ApiError
 from baselayer.fields import Flag, Number, Whole
 from baselayer.metrics import RequestMetrics
@@ -35,7 +36,6 @@ R = TypeVar("R")
 PUBLIC: Final = "public"  # a scope that stands for "no token needed"
 ANY: Final = "any"  # a scope that stands for "any valid token"
 _MOST_PARAMETERS: Final = 50  # of a query
-_LARGE_BODY: Final = 32 * 1024  # bytes, of which the check may take longer than the event loop should be held up
 
 
 class Streamed:
@@ -222,7 +222,7 @@ class Handler(web.RequestHandler):
             if declared.scope != ANY:
                 self.caller.require(declared.scope)
         query = self._check_query(declared.query)
-        if len(self.request.body) < _LARGE_BODY:
+        if len(self.request.body) < LARGE_BODY:
             body = self._check_body(declared.body)
         else:  # such as a batch of a thousand jobs: others have their turn meanwhile
             body = await asyncio.to_thread(self._check_body, declared.body)
@@ -271,6 +271,8 @@ class Handler(web.RequestHandler):
             raise errors.UnsupportedMediaType
         if "charset" in parameters.lower() and "utf-8" not in parameters.lower():
             raise errors.UnsupportedMediaType
+        if len(body) >= LARGE_BODY and has_too_many_values(body):
+            raise errors.InvalidRequest(f"The body holds more than {MOST_VALUES:,} values.")
         try:
             data = orjson.loads(body)
         except orjson.JSONDecodeError as error:

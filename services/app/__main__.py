@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from typing import Any
@@ -61,6 +62,9 @@ async def serve(settings: Settings, process: int) -> None:
     }
     if not await schema_is_current(database, stop):
         return
+    # What is here for good is not looked through again and again: nothing else runs while that is done.
+    gc.collect()
+    gc.freeze()
     server = HTTPServer(routes(app), **options)
     server.add_socket(bind_unix_socket(str(settings.socket_dir / f"app_{process}.sock"), mode=0o660, backlog=1024))
     stopped = asyncio.Event()

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from baselayer.access import Caller
 from baselayer.batch import Batcher
+from baselayer.bodies import LARGE_BODY
 from baselayer.errors import (
     Conflict,
     IdempotencyMismatch,
@@ -32,7 +33,6 @@ from shell_service.submissions import NewJob, Submission
 
 _CANCEL_AT_ONCE = 500  # jobs that one transaction cancels: claims wait for the rows that it holds
 _MAX_WAIT = 300  # seconds
-_LARGE_BODY = 32 * 1024  # bytes, of which a digest takes longer than a hop to another thread and back
 
 
 class SubmitHandler(AppHandler):
@@ -48,7 +48,7 @@ class SubmitHandler(AppHandler):
         path, body = self.request.path, self.request.body
         if key is None:
             digest = b""
-        elif len(body) < _LARGE_BODY:
+        elif len(body) < LARGE_BODY:
             digest = _digest(path, body)
         else:
             digest = await asyncio.to_thread(_digest, path, body)
