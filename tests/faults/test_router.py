@@ -16,7 +16,7 @@ from tests.stack import Stack
 from tests.waiting import eventually
 
 JOBS, FOLLOWERS, SUBMITTERS = 10, 5, 2  # followers of each job
-LINES = 90
+LINES = 60
 # A line says which it is, and has characters of several bytes that a cut might split.
 CODE = 'i=0; while [ $i -lt $LINES ]; do i=$((i+1)); echo "$WHO $i äöü€ $PAD"; sleep 0.1; done'
 PAD = "x" * 400
