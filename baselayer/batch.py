@@ -29,16 +29,21 @@ class Batcher(Generic[Item, Result]):
         *,
         max_items: int = 200,
         max_queue: int = 10_000,
+        weigh: Callable[[Item], int] = lambda item: 0,
+        max_weight: int = 0,
         linger: float = 0.0,
     ) -> None:
-        """`linger` is for how many seconds a batch of several is followed by a pause, in which the next one grows.
+        """A batch takes up to `max_items`, and none after those in it `weigh` more than `max_weight` together.
 
+        `linger` is for how many seconds a batch of several is followed by a pause, in which the next one grows.
         What comes alone never waits. Where a batch costs much more than an item, a pause shorter than a batch takes
         lets the same items come in fewer batches.
         """
         self._flush = flush
         self._max_items = max_items
         self._max_queue = max_queue
+        self._weigh = weigh
+        self._max_weight = max_weight
         self._linger = linger
         self._queue: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._task: asyncio.Task[None] | None = None
@@ -55,7 +60,7 @@ class Batcher(Generic[Item, Result]):
 
     async def _work(self) -> None:
         while self._queue:
-            batch = [self._queue.popleft() for _ in range(min(self._max_items, len(self._queue)))]
+            batch = self._next()
             for (_, future), result in zip(batch, await self._results([item for item, _ in batch]), strict=True):
                 if future.done():  # whoever asked has gone
                     continue
@@ -65,6 +70,14 @@ class Batcher(Generic[Item, Result]):
                     future.set_result(result)
             if self._linger and len(batch) > 1:
                 await asyncio.sleep(self._linger)
+
+    def _next(self) -> list[tuple[Item, asyncio.Future[Result]]]:
+        batch: list[tuple[Item, asyncio.Future[Result]]] = []
+        weight = 0
+        while self._queue and len(batch) < self._max_items and weight <= self._max_weight:
+            batch.append(self._queue.popleft())
+            weight += self._weigh(batch[-1][0])
+        return batch
 
     async def _results(self, items: list[Item]) -> Sequence[Result | Exception]:
         try:

@@ -1,7 +1,9 @@
-"""Database access off the event loop, and notifications from the database on it.
+"""Database access that never holds up the event loop.
 
 `Database.run` gives a plain function a session in a thread of a small pool and returns what it returns: plain data,
 never a live row. Threads and connections are the same number, so nobody waits for a connection inside a thread.
+`Database.fetch` asks a single query without a thread, over connections that the event loop reads itself: for what is
+asked most often.
 """
 
 from __future__ import annotations
@@ -16,25 +18,18 @@ from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import psycopg2
-import psycopg2.extensions
 import sqlalchemy
 from sqlalchemy import exc
 from sqlalchemy.orm import Session
 
+from baselayer.connection import CONNECT_OPTIONS, Connection, dsn_of
 from baselayer.errors import Unavailable
+from baselayer.query import Query
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 logger = logging.getLogger(__name__)
-
-CONNECT_OPTIONS: dict[str, Any] = {
-    "connect_timeout": 5,
-    "keepalives_idle": 5,
-    "keepalives_interval": 3,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 15000,
-}
 
 
 class DatabaseUnavailable(Unavailable):
@@ -60,27 +55,34 @@ _ROLLED_BACK = ("40P01", "40001")
 # Statement and lock timeouts.
 _TOO_SLOW = ("57014", "55P03")
 _TRIES = 4
+_DIRECT = 2  # connections of `fetch`: one statement is short, and most of a process's are gathered into few
 
 
-def _state(error: exc.DBAPIError) -> str:
+def _state(error: BaseException | None) -> str:
     """PostgreSQL's code of an error, or nothing where the server did not get to give one."""
-    return getattr(error.orig, "pgcode", None) or ""
+    if isinstance(error, exc.DBAPIError):
+        error = error.orig
+    return getattr(error, "pgcode", None) or ""
 
 
 def is_disconnect(error: BaseException) -> bool:
     """Whether `error` says that the connection or the server is gone, rather than that the statement is wrong."""
-    if isinstance(error, exc.DBAPIError):
-        state = _state(error)
-        # Class 08: connection; 53: no connections, memory or disk left; 57P0x: shutdown, crash, starting up; 58: the
-        # server's own system fails it; 25006: read-only after a fail-over.
-        return (
-            error.connection_invalidated
-            or state[:4] == "57P0"
-            or state[:2] in ("08", "53", "58")
-            or state == "25006"
-            or (isinstance(error, exc.OperationalError) and not state)
-        )
-    return False
+    if not isinstance(error, exc.DBAPIError | psycopg2.Error):
+        return False
+    state = _state(error)
+    # Class 08: connection; 53: no connections, memory or disk left; 57P0x: shutdown, crash, starting up; 58: the
+    # server's own system fails it; 25006: read-only after a fail-over.
+    return (
+        getattr(error, "connection_invalidated", False)
+        or state[:4] == "57P0"
+        or state[:2] in ("08", "53", "58")
+        or state == "25006"
+        or (isinstance(error, exc.OperationalError | psycopg2.OperationalError) and not state)
+    )
+
+
+def _warn(error: BaseException | None) -> None:
+    logger.warning("database unavailable: %s", str(error).strip().splitlines()[:1])
 
 
 class Database:
@@ -105,6 +107,60 @@ class Database:
         self._wait = wait
         self._slots = asyncio.Semaphore(size)
         self._waiting = 0
+        self._dsn = dsn_of(url)
+        self._options = {**CONNECT_OPTIONS, "options": options}
+        self._patience = statement_timeout + wait  # seconds: the server, if it lives, gives up sooner
+        self._direct = asyncio.Semaphore(_DIRECT)
+        self._idle: list[Connection] = []
+
+    async def fetch(self, query: Query[R], stores: bool = False) -> R:
+        """Ask one query, a transaction of its own. Whether it `stores` something that must not be stored twice.
+
+        Raises as `run` does; for one that stores, `OutcomeUnknown` when the server goes away after it was asked.
+        """
+        async with self._direct:  # bounded by what those before may take, and they are few: see _DIRECT
+            for _ in range(_TRIES - 1):
+                try:
+                    return query.read(await self._fetch(query, stores))
+                except psycopg2.Error as error:
+                    if _state(error) not in _ROLLED_BACK:
+                        raise
+            return query.read(await self._fetch(query, stores))
+
+    async def _fetch(self, query: Query[Any], stores: bool) -> list[tuple[Any, ...]]:
+        connection = await self._connection()
+        answered = False
+        try:
+            async with asyncio.timeout(self._patience):
+                rows = await connection.fetch(query.sql, query.parameters)
+            answered = True
+            return rows
+        except TimeoutError:
+            raise (OutcomeUnknown if stores else Overloaded) from None
+        except psycopg2.Error as error:
+            answered = bool(_state(error))
+            if _state(error) in _TOO_SLOW:
+                raise Overloaded("The database took too long; try again in a moment.") from error
+            if not (is_disconnect(error) or connection.broken):
+                raise
+            _warn(error)
+            raise (OutcomeUnknown if stores and not answered else DatabaseUnavailable) from error
+        finally:
+            if answered and not connection.broken:
+                self._idle.append(connection)
+            else:  # its answer may still come, and would be taken for that to another statement
+                connection.close()
+
+    async def _connection(self) -> Connection:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.broken:
+                return connection
+        try:
+            return await Connection.open(self._dsn, self._options)
+        except psycopg2.Error as error:
+            _warn(error)
+            raise DatabaseUnavailable from error
 
     async def ask(self, function: Callable[Concatenate[Session, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """As `run`, but each statement is a transaction by itself: one way to the server and back instead of three.
@@ -186,7 +242,7 @@ class Database:
                 raise Overloaded("The database took too long; try again in a moment.") from error
             if not is_disconnect(error):
                 raise
-            logger.warning("database unavailable: %s", str(error.orig).strip().splitlines()[:1])
+            _warn(error.orig)
             raise (OutcomeUnknown if committing else DatabaseUnavailable) from error
 
     @contextmanager
@@ -206,67 +262,5 @@ class Database:
         """Give back threads and connections."""
         self._threads.shutdown(wait=True, cancel_futures=True)
         self.engine.dispose()
-
-
-class Listener:
-    """A connection of its own that hears NOTIFY, and reconnects when the database was away.
-
-    A notification is a hint: whoever listens also looks for himself now and then, and `on_connect` is the moment to
-    do so at once, as what was said during an outage is lost.
-    """
-
-    def __init__(
-        self, url: str, handlers: dict[str, Callable[[str], None]], on_connect: Callable[[], None] = lambda: None
-    ) -> None:
-        """`handlers` maps a channel to what is called, on the event loop, with each payload."""
-        self._dsn = sqlalchemy.make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-        self._handlers = handlers
-        self._on_connect = on_connect
-        self.connected = False
-
-    async def run(self) -> None:
-        """Listen until cancelled."""
-        delay = 0.1
-        while True:
-            try:
-                connection = await asyncio.to_thread(self._connect)
-            except psycopg2.Error as error:
-                logger.warning("cannot listen: %s", str(error).strip().splitlines()[:1])
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, 2.0)
-                continue
-            delay = 0.1
-            try:
-                self.connected = True
-                self._on_connect()
-                await self._listen(connection)
-            except psycopg2.Error as error:
-                logger.warning("listening ended: %s", str(error).strip().splitlines()[:1])
-            finally:
-                self.connected = False
-                connection.close()
-
-    def _connect(self) -> psycopg2.extensions.connection:
-        connection = psycopg2.connect(self._dsn, **CONNECT_OPTIONS)
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            for channel in self._handlers:
-                cursor.execute(f'LISTEN "{channel}"')
-        return connection
-
-    async def _listen(self, connection: psycopg2.extensions.connection) -> None:
-        loop = asyncio.get_running_loop()
-        ready = asyncio.Event()
-        descriptor = connection.fileno()
-        loop.add_reader(descriptor, ready.set)
-        try:
-            while True:
-                await ready.wait()
-                ready.clear()
-                connection.poll()
-                while connection.notifies:
-                    notice = connection.notifies.pop(0)
-                    if handler := self._handlers.get(notice.channel):
-                        handler(notice.payload)
-        finally:
-            loop.remove_reader(descriptor)
+        while self._idle:
+            self._idle.pop().close()

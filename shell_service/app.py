@@ -7,21 +7,22 @@ import uuid
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
-from sqlalchemy.orm import Session
 from tornado import web
 
 from baselayer.access import Authenticator, Caller
 from baselayer.batch import Batcher
-from baselayer.database import Database, Listener
+from baselayer.database import Database
 from baselayer.failpoint import FailPoints
 from baselayer.handler import NothingHere, RequestsAtHand
+from baselayer.listener import Listener
 from baselayer.metrics import RequestMetrics
 from shell_service import __version__, submissions
 from shell_service.handlers import ROUTES
 from shell_service.hub import Hub
-from shell_service.output import OutputStore
+from shell_service.output import OutputReader, OutputStore
 from shell_service.pending import Supply
 from shell_service.records import Record, Records
 from shell_service.schemas import JobRules
@@ -29,6 +30,9 @@ from shell_service.scopes import SCOPES
 from shell_service.settings import Settings
 from shell_service.streams import Ticker
 from shell_service.submissions import Limits, Submission
+
+_SMALL = 100_000  # characters that are written out and sent within a millisecond: on the event loop
+_LARGE = 4_000_000  # characters after which a transaction of several submissions takes no more
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class App:
     metrics: RequestMetrics
     hub: Hub
     ticker: Ticker
-    outputs: OutputStore
+    reader: OutputReader
     rules: JobRules
     limits: Limits
     submissions: Batcher[Submission, list[uuid.UUID]]
@@ -77,6 +81,7 @@ def make_app(settings: Settings, database: Database, shells: Mapping[str, str], 
     outputs = OutputStore(settings.output_dir)
     supply = Supply(settings.runner.lost_after)
     records = Records(outputs, supply, limits.max_running)
+    size = attrgetter("size")
     submit = partial(_submit, database, limits, supply, failpoints)
     return App(
         settings=settings,
@@ -91,11 +96,11 @@ def make_app(settings: Settings, database: Database, shells: Mapping[str, str], 
         metrics=RequestMetrics(),
         hub=Hub(database),
         ticker=Ticker(),
-        outputs=outputs,
+        reader=OutputReader(outputs),
         rules=JobRules(settings.jobs, shells),
         limits=limits,
-        submissions=Batcher(submit, max_items=200, linger=0.002),
-        batches=Batcher(submit, max_items=5),
+        submissions=Batcher(submit, max_items=200, weigh=size, max_weight=_LARGE, linger=0.002),
+        batches=Batcher(submit, max_items=5, weigh=size, max_weight=_LARGE),
         records=records,
         lookups=Batcher(partial(_look_up, database, records), max_items=200),
         streams={},
@@ -113,13 +118,13 @@ def default_limits(settings: Settings) -> Limits:
 async def _submit(
     database: Database, limits: Limits, supply: Supply, failpoints: FailPoints, items: list[Submission]
 ) -> list[list[uuid.UUID] | Exception]:
-    def store(session: Session) -> list[list[uuid.UUID] | Exception]:
-        supply.look(session)  # before the users' locks are held
-        results = submissions.submit(session, items, limits)
-        failpoints.reach("app.before_commit")
-        return results
-
-    results = await database.run(store)
+    if supply.stale:
+        await database.ask(supply.look)
+    failpoints.reach("app.before_commit")
+    if sum(item.size for item in items) <= _SMALL:
+        results = await database.fetch(submissions.submit(items, limits), stores=True)
+    else:
+        results = await database.run(lambda session: submissions.submit(items, limits).on(session))
     failpoints.reach("app.after_commit")
     return results
 

@@ -94,7 +94,7 @@ def lose(session: Session, runner_id: int, attempts: Sequence[Fenced], runner: s
         for row in rows
     ]
     if results:
-        finish(session, results)
+        finish(results).on(session)
 
 
 def heartbeats(session: Session) -> dict[int, tuple[uuid.UUID, int]]:

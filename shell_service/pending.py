@@ -38,9 +38,14 @@ class Supply:
         """What a job that may start waits for, as far as that does not depend on its owner."""
         return self.problem or "waiting for a free slot"
 
+    @property
+    def stale(self) -> bool:
+        """Whether it is time to look again."""
+        return time.monotonic() - self._looked_at >= _FRESH_SECONDS
+
     def look(self, session: Session) -> None:
         """Look again, unless that was just done."""
-        if time.monotonic() - self._looked_at < _FRESH_SECONDS:
+        if not self.stale:
             return
         self._looked_at = time.monotonic()
         fresh = Runner.beat_at > func.now() - func.make_interval(0, 0, 0, 0, 0, 0, self._lost_after)
@@ -48,7 +53,7 @@ class Supply:
         if not sandboxes:
             self.problem = "no runner is up"
         elif all(sandboxes):  # each says why it takes no jobs
-            self.problem = "no runner can make a sandbox; the operator's status page says why"
+            self.problem = "no runner can run jobs now; the operator's log says why"
         else:
             self.problem = None
 

@@ -1,4 +1,4 @@
-"""The queue: every move of a job between its states, as functions over a database session.
+"""The queue: every move of a job between its states.
 
 ::
 
@@ -10,7 +10,8 @@
                 ↓
               final
 
-Each function is one transaction's work. Writes about a running job carry the fence of its claim, so a runner that was
+Each function is one transaction's work: over a session, or, where it is a single statement that is asked often, as a
+query. Writes about a running job carry the fence of its claim, so a runner that was
 cut off changes nothing. Whoever may be waiting is told by NOTIFY: channel ``ready`` (jobs may start), ``cancel`` (a
 job's id), ``job`` (``S`` or ``F`` and the hex ids of jobs that started or ended).
 
@@ -20,15 +21,16 @@ How jobs come in is told in submissions.py, what becomes of those whose runner w
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import orjson
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-T = TypeVar("T")
+from baselayer.query import Query, Rows, as_uuid
 
 _NOTIFY_IDS = 200  # hex ids of 32 characters that fit into one payload of 8,000 bytes
 
@@ -52,56 +54,52 @@ class Claim:
     retry_delay: float
 
 
-def claim(
-    session: Session, runner_id: int, incarnation: uuid.UUID, count: int, cursor: int, max_running: int
-) -> list[Claim]:
+@dataclass(frozen=True)
+class Place:
+    """A claimed job, before its details are read."""
+
+    job_id: uuid.UUID
+    user_id: int
+    attempt: int
+    fence: int
+
+
+def claim(runner_id: int, incarnation: uuid.UUID, count: int, cursor: int, max_running: int) -> Query[list[Place]]:
     """Claim up to `count` jobs; see claim_jobs in the migrations for how they are chosen.
 
-    Raises a database error with code SH001 when the runner is not live any more.
+    Fails with the database's error code SH001 when the runner is not live any more.
     """
-    rows = session.execute(
-        text(
-            "SELECT c.job_id, c.user_id, c.attempt, c.fence"
-            " FROM claim_jobs(:runner, :incarnation, :count, :cursor, :max_running) AS c"
-        ),
+    return Query(
+        "SELECT job_id, user_id, attempt, fence FROM claim_jobs("
+        "%(runner)s, %(incarnation)s, %(count)s, %(cursor)s, %(max_running)s)",
         {
             "runner": runner_id,
-            "incarnation": incarnation,
+            "incarnation": str(incarnation),
             "count": count,
             "cursor": cursor,
             "max_running": max_running,
         },
-    ).all()
-    session.commit()  # so that the lock is not held while scripts of a megabyte travel
-    if not rows:
-        return []
-    claimed = {row.job_id: row for row in rows}
-    details = session.execute(
-        text(
-            "SELECT id, name, code, shell, args, env, stdin, timeout, retries, retry_delay FROM job"
-            " WHERE id = ANY(CAST(:ids AS uuid[]))"
-        ),
-        {"ids": [str(row.job_id) for row in rows]},
+        lambda rows: [Place(as_uuid(row[0]), *row[1:]) for row in rows],
     )
-    claims = {
-        row.id: Claim(
-            row.id,
-            claimed[row.id].user_id,
-            claimed[row.id].attempt,
-            claimed[row.id].fence,
-            row.name,
-            row.code,
-            row.shell,
-            row.args,
-            row.env,
-            row.stdin,
-            row.timeout,
-            row.retries,
-            row.retry_delay,
-        )
-        for row in details
-    }
-    return [claims[row.job_id] for row in rows]
+
+
+def claimed(places: Sequence[Place]) -> Query[list[Claim]]:
+    """The details of claimed jobs: asked for when the claim is committed, so that its lock is not held meanwhile."""
+    by_id = {place.job_id: place for place in places}
+
+    def read(rows: Rows) -> list[Claim]:
+        claims = {}
+        for text_id, *details in rows:
+            place = by_id[as_uuid(text_id)]
+            claims[place.job_id] = Claim(place.job_id, place.user_id, place.attempt, place.fence, *details)
+        return [claims[place.job_id] for place in places]
+
+    return Query(
+        "SELECT id, name, code, shell, args, env, stdin, timeout, retries, retry_delay FROM job"
+        " WHERE id = ANY(CAST(%(ids)s AS uuid[]))",
+        {"ids": [str(place.job_id) for place in places]},
+        read,
+    )
 
 
 @dataclass(frozen=True)
@@ -112,34 +110,37 @@ class Fenced:
     fence: int
 
 
-def mark_started(session: Session, attempts: Sequence[Fenced]) -> list[bool]:
+def mark_started(attempts: Sequence[Fenced]) -> Query[list[bool]]:
     """Record that these scripts are about to begin; for each, whether it may.
 
     It may not when the claim is not valid any more, or the job is to be cancelled. Asking again, when it is not known
     whether the first time counted, gives the same answer.
     """
-    started: set[int] = set()
-    for some in _parts(attempts):
-        started.update(session.scalar(_MARK_STARTED, fenced(some)) or ())
-    return [attempt.fence in started for attempt in attempts]
+    return Query(_MARK_STARTED, fenced(attempts), partial(_counted, attempts))
 
 
-_MARK_STARTED = text(
-    """
+def _counted(attempts: Sequence[Fenced | Result], rows: Rows) -> list[bool]:
+    """For each attempt whether its fence is in the answer."""
+    fences = set(rows[0][0] or ())
+    return [attempt.fence in fences for attempt in attempts]
+
+
+def _tell(letter: str, rows: str) -> str:
+    """SQL that tells of the ids in `rows`, in as many notifications as it takes."""
+    return f"""(
+      SELECT count(pg_notify('job', '{letter}' || hexes)) FROM (
+        SELECT string_agg(replace(id::text, '-', ''), ',') AS hexes
+        FROM (SELECT id, row_number() OVER () / {_NOTIFY_IDS} AS part FROM {rows}) AS n GROUP BY part) AS p)"""
+
+
+_MARK_STARTED = f"""
     WITH started AS (
       UPDATE running_job r SET started_at = coalesce(r.started_at, clock_timestamp())
-      FROM unnest(CAST(:ids AS uuid[]), CAST(:fences AS bigint[])) AS d(job_id, fence)
+      FROM unnest(CAST(%(ids)s AS uuid[]), CAST(%(fences)s AS bigint[])) AS d(job_id, fence)
       WHERE r.job_id = d.job_id AND r.fence = d.fence AND r.cancel_requested_at IS NULL
-      RETURNING r.job_id, r.fence)
-    SELECT array_agg(fence), pg_notify('job', 'S' || string_agg(replace(job_id::text, '-', ''), ','))
-    FROM started HAVING count(*) > 0
-    """
-)
-
-
-def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """`items` in parts that one notification can name."""
-    return (items[start : start + _NOTIFY_IDS] for start in range(0, len(items), _NOTIFY_IDS))
+      RETURNING r.job_id AS id, r.fence)
+    SELECT (SELECT array_agg(fence) FROM started), {_tell("S", "started")}
+"""
 
 
 def fenced(attempts: Sequence[Fenced]) -> dict[str, Any]:
@@ -172,10 +173,9 @@ _RESULT_COLUMNS = (
     " max_rss_bytes bigint, stdout_bytes bigint, stderr_bytes bigint, output_truncated boolean"
 )
 _RESULT_NAMES = [column.split()[0] for column in _RESULT_COLUMNS.split(", ")]
-_FINISH = text(
-    f"""
+_FINISH = f"""
     WITH ended AS MATERIALIZED (
-      SELECT * FROM json_to_recordset(CAST(:rows AS json))
+      SELECT * FROM json_to_recordset(%(rows)s)
         AS r(job_id uuid, fence bigint, retry_in float8, {_RESULT_COLUMNS})),
     gone AS (
       DELETE FROM running_job r USING ended e WHERE r.job_id = e.job_id AND r.fence = e.fence
@@ -197,20 +197,14 @@ _FINISH = text(
       FROM gone g JOIN ended e ON e.job_id = g.job_id AND e.fence = g.fence
       WHERE j.id = g.job_id AND j.status IS NULL
       RETURNING j.id, g.fence, g.retry_in IS NULL AS final)
-    SELECT array_agg(fence), CASE WHEN bool_or(final) THEN
-      pg_notify('job', 'F' || string_agg(replace(id::text, '-', ''), ',') FILTER (WHERE final)) END
-    FROM told HAVING count(*) > 0
-    """
-)
+    SELECT (SELECT array_agg(fence) FROM told), {_tell("F", "told WHERE final")}
+"""
 
 
-def finish(session: Session, results: Sequence[Result]) -> list[bool]:
+def finish(results: Sequence[Result]) -> Query[list[bool]]:
     """Record how attempts ended; for each, whether it counted. The same results again change nothing."""
-    counted: set[int] = set()
-    for some in _parts(results):
-        rows = orjson.dumps([vars(item) for item in some]).decode()
-        counted.update(session.scalar(_FINISH, {"rows": rows}) or ())
-    return [item.fence in counted for item in results]
+    rows = orjson.dumps([vars(item) for item in results]).decode()
+    return Query(_FINISH, {"rows": rows}, partial(_counted, results))
 
 
 def release(session: Session, attempts: Sequence[Fenced], certain: bool = False) -> list[bool]:

@@ -15,11 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy.exc
+import psycopg2
 
 from baselayer.batch import Batcher
-from baselayer.database import Database, Listener
+from baselayer.database import Database
 from baselayer.failpoint import FailPoints
+from baselayer.listener import Listener
 from baselayer.waiting import insist, repeat, wait_for
 from shell_service import disk, liveness, queue
 from shell_service.attempt import Attempt, NotBegun
@@ -136,7 +137,7 @@ class Runner:
         # NODE_FAIL is what the predecessor did to a script as it drained: lost like the others, and maybe requeued.
         results = [item.result for item in leftovers.values() if item.result and item.result.status != "NODE_FAIL"]
         if results:
-            await insist(lambda: self._database.run(queue.finish, results), "telling how jobs ended")
+            await insist(lambda: self._database.fetch(queue.finish(results)), "telling how jobs ended")
         known = {item.fence for item in results}
         lost = [Fenced(row.job_id, row.fence) for row in rows if row.fence not in known]
         if lost:
@@ -202,20 +203,16 @@ class Runner:
     async def _claim(self, count: int) -> int:
         incarnation = self._incarnation
         try:
-            claims = await self._database.ask(
-                queue.claim,
-                self._id,
-                incarnation,
-                count,
-                self._cursor,
-                self._settings.users.max_running,
+            places = await self._database.fetch(
+                queue.claim(self._id, incarnation, count, self._cursor, self._settings.users.max_running)
             )
-        except sqlalchemy.exc.DBAPIError as error:
-            if getattr(error.orig, "pgcode", None) != "SH001":
+        except psycopg2.Error as error:
+            if error.pgcode != "SH001":
                 raise
             await self._fenced(incarnation)
             return 0
         self._failpoints.reach("runner.claimed")
+        claims = await self._database.fetch(queue.claimed(places)) if places else []
         for claim in claims:
             self._begin(claim)
         if claims:
@@ -287,10 +284,10 @@ class Runner:
         return await insist(lambda: self._started.put(fenced), f"telling the start of job {fenced.job_id.hex}")
 
     async def _flush_started(self, items: list[Fenced]) -> list[bool | Exception]:
-        return [*await self._database.ask(queue.mark_started, items)]
+        return [*await self._database.fetch(queue.mark_started(items))]
 
     async def _flush_finished(self, items: list[Result]) -> list[bool | Exception]:
-        return [*await self._database.ask(queue.finish, items)]
+        return [*await self._database.fetch(queue.finish(items))]
 
     # -- heartbeats ------------------------------------------------------------------------------------------------
 

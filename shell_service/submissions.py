@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import orjson
@@ -15,6 +16,7 @@ from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
 
 from baselayer.errors import ApiError, IdempotencyMismatch, InvalidRequest, LimitReached, NotAllowed
+from baselayer.query import Query, Rows, as_uuids
 
 _USER_LOCK = 7200  # first key of the advisory lock that serialises what one user's submissions are counted against
 _QUEUE_SECONDS = 10  # after which a user with a full queue may ask again
@@ -40,6 +42,12 @@ class NewJob:
     on_lost: str
     created_at: datetime
     deferred: bool
+
+    @property
+    def size(self) -> int:
+        """Characters to store, near enough: 500 for all that is short."""
+        env = sum(map(len, self.env.values())) + sum(map(len, self.env))
+        return 500 + len(self.code) + len(self.stdin) + sum(map(len, self.args)) + env
 
     @property
     def ord(self) -> int:
@@ -93,6 +101,11 @@ class Submission:
     key: str | None = None
     digest: bytes = b""
 
+    @property
+    def size(self) -> int:
+        """Characters to store, near enough."""
+        return sum(job.size for job in self.jobs)
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -103,24 +116,11 @@ class Limits:
     jobs_per_minute: int
 
 
-# One call, one way to the server and back: see the function in the migrations.
-_SUBMIT = (
-    "SELECT n, outcome, allowed, counted, seconds, ids FROM submit_jobs("
-    "%(submissions)s, %(jobs)s, %(max_queued)s, %(jobs_per_minute)s)"
-)
-
-
-def submit(session: Session, submissions: Sequence[Submission], defaults: Limits) -> list[list[uuid.UUID] | Exception]:
-    """Store what is asked for; return, for each submission, its job ids or why it was refused.
+def submit(submissions: Sequence[Submission], defaults: Limits) -> Query[list[list[uuid.UUID] | Exception]]:
+    """Store what is asked for; gives, for each submission, its job ids or why it was refused.
 
     A submission with an Idempotency-Key seen before gets the ids of then, or `IdempotencyMismatch`.
     """
-    rows = session.connection().exec_driver_sql(*submit_statement(submissions, defaults))
-    return submit_results(submissions, [tuple(row) for row in rows])
-
-
-def submit_statement(submissions: Sequence[Submission], defaults: Limits) -> tuple[str, dict[str, Any]]:
-    """What `submit` asks the database: a statement in the driver's form, and its parameters."""
     asked = [
         {
             "n": n,
@@ -134,22 +134,24 @@ def submit_statement(submissions: Sequence[Submission], defaults: Limits) -> tup
     ]
     jobs = [{**vars(job), "n": n, "ord": job.ord} for n, item in enumerate(submissions) for job in item.jobs]
     # JSON, whatever the number of rows: the statement is constant, and it is what both sides parse fastest.
-    return _SUBMIT, {
-        "submissions": orjson.dumps(asked).decode(),
-        "jobs": orjson.dumps(jobs).decode(),
-        "max_queued": defaults.max_queued,
-        "jobs_per_minute": defaults.jobs_per_minute,
-    }
+    return Query(
+        "SELECT n, outcome, allowed, counted, seconds, ids FROM submit_jobs("
+        "%(submissions)s, %(jobs)s, %(max_queued)s, %(jobs_per_minute)s)",
+        {
+            "submissions": orjson.dumps(asked).decode(),
+            "jobs": orjson.dumps(jobs).decode(),
+            "max_queued": defaults.max_queued,
+            "jobs_per_minute": defaults.jobs_per_minute,
+        },
+        partial(_results, submissions),
+    )
 
 
-def submit_results(
-    submissions: Sequence[Submission], rows: Iterable[tuple[Any, ...]]
-) -> list[list[uuid.UUID] | Exception]:
-    """What `submit` returns, from what the database answered."""
+def _results(submissions: Sequence[Submission], rows: Rows) -> list[list[uuid.UUID] | Exception]:
     results: list[list[uuid.UUID] | Exception] = [[job.id for job in item.jobs] for item in submissions]
     for n, outcome, allowed, counted, seconds, ids in rows:
         if outcome == "known":
-            results[n] = _uuids(ids)
+            results[n] = as_uuids(ids)
         else:
             results[n] = _refusal(outcome, len(submissions[n].jobs), allowed, counted, seconds)
     return results
@@ -166,12 +168,6 @@ def _refusal(outcome: str, jobs: int, allowed: int, counted: int, seconds: int |
     if outcome == "queued":
         return LimitReached(f"{may}; {counted} are.", retry_after=_QUEUE_SECONDS)
     return LimitReached(f"{may}; you did {counted}.", retry_after=seconds or 1)
-
-
-def _uuids(values: Any) -> list[uuid.UUID]:
-    if isinstance(values, str):  # psycopg2 gives arrays of uuid as text
-        values = [item for item in values.strip("{}").split(",") if item]
-    return [uuid.UUID(str(item)) for item in values]
 
 
 def lock_user(session: Session, user_id: int) -> None:

@@ -65,7 +65,7 @@ class NewJobFactory(factory.Factory):
 def add_jobs(session: Session, user_id: int, count: int = 1, **fields: Any) -> list[uuid.UUID]:
     """Submit jobs of a user; returns their ids."""
     new = NewJobFactory.build_batch(count, user_id=user_id, **fields)
-    ids = submissions.submit(session, [Submission(user_id, new)], LIMITS)[0]
+    ids = submissions.submit([Submission(user_id, new)], LIMITS).on(session)[0]
     assert isinstance(ids, list), ids
     return ids
 
@@ -79,7 +79,9 @@ class Enlisted:
 
     def claim(self, session: Session, count: int = 1, cursor: int = 0, max_running: int = 50) -> list[queue.Claim]:
         """Claim jobs for it."""
-        return queue.claim(session, self.id, self.incarnation, count, cursor, max_running)
+        places = queue.claim(self.id, self.incarnation, count, cursor, max_running).on(session)
+        session.commit()
+        return queue.claimed(places).on(session)
 
 
 def add_runner(session: Session, name: str = "runner_00") -> Enlisted:

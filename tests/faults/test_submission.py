@@ -64,18 +64,26 @@ def test_killed_under_many_submissions(site: Site) -> None:
     assert len(stored) == 15  # the one that nobody was told of is there too
 
 
-def test_the_answer_to_the_commit_is_lost(server: Server, tmp_path: Path) -> None:
+# What is small goes to the server in one statement; what is large is committed by another.
+@pytest.mark.parametrize(
+    ("marks", "request_body"),
+    [((b"submit_jobs",), REQUEST), ((b"submit_jobs", b"COMMIT"), {"code": "#" * 500_000})],
+    ids=["small", "large"],
+)
+def test_the_answer_to_the_commit_is_lost(
+    server: Server, tmp_path: Path, marks: tuple[bytes, ...], request_body: dict[str, object]
+) -> None:
     with server.database() as url:
-        wire = Cut(url, tmp_path / "wire", b"json_to_recordset", b"COMMIT")
+        wire = Cut(url, tmp_path / "wire", *marks)
         with Site(url, database={"url": wire.url}) as site:
             worker = Worker(site)
-            answer = worker.post("key")
+            answer = worker.post("key", body=request_body)
             assert wire.done.is_set()
             assert answer.status_code == 503
             assert answer.json()["data"]["code"] == "outcome_unknown"
             assert int(answer.headers["Retry-After"]) > 0
             assert count(site) == 1
-            again = worker.post("key")
+            again = worker.post("key", body=request_body)
             assert again.status_code == 200
             assert count(site) == 1
         wire.close()

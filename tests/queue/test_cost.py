@@ -138,9 +138,9 @@ def test_other_moves_read_their_own_rows_only(transact: Transactions, runner: En
     results = [Result(item.job_id, item.fence, "COMPLETED", "", "runner_00") for item in fenced]
     new = Submission(user, NewJobFactory.build_batch(1, user_id=user), "key", b"")
     moves: dict[str, Callable[[Session], Any]] = {
-        "submit": lambda session: submissions.submit(session, [new], LIMITS),
-        "start": lambda session: queue.mark_started(session, fenced),
-        "finish": lambda session: queue.finish(session, results),
+        "submit": lambda session: submissions.submit([new], LIMITS).on(session),
+        "start": lambda session: queue.mark_started(fenced).on(session),
+        "finish": lambda session: queue.finish(results).on(session),
         "release": lambda session: queue.release(session, fenced),
         "cancel": lambda session: queue.cancel(session, [claim.job_id for claim in claims], "alice"),
         "promote": queue.promote,

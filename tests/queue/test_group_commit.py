@@ -8,7 +8,6 @@ import threading
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import pytest
@@ -45,7 +44,7 @@ def submitting(database: Database, batches: list[int] | None = None) -> Batcher[
     async def submit(items: list[Submission]) -> list[Ids | Exception]:
         if batches is not None:
             batches.append(len(items))
-        return await database.run(submissions.submit, items, LIMITS)
+        return await database.fetch(submissions.submit(items, LIMITS))
 
     return Batcher(submit, max_items=200)
 
@@ -142,8 +141,8 @@ def test_batches_and_single_submissions_store_the_same(transact: Transactions, u
     same = [dataclasses.replace(item, user_id=other, jobs=[
         dataclasses.replace(job, id=uuid.UUID(int=job.id.int + 1), user_id=other) for job in item.jobs
     ]) for item in items]  # fmt: skip
-    together = transact(submissions.submit, items, LIMITS)
-    alone = [transact(submissions.submit, [item], LIMITS)[0] for item in same]
+    together = transact(submissions.submit(items, LIMITS).on)
+    alone = [transact(submissions.submit([item], LIMITS).on)[0] for item in same]
     assert [[job_id.int + 1 for job_id in ids] for ids in together] == [[job_id.int for job_id in ids] for ids in alone]
     stored = (
         "SELECT array_agg((priority, ord) ORDER BY j.id)::text FROM job j JOIN ready_job ON job_id = id"
@@ -166,11 +165,11 @@ def test_a_deadlock_is_nobodys_error(database_url: str, user: int, transact: Tra
 
         def one_by_one(session: Session) -> list[bool]:
             nonlocal met
-            first = queue.mark_started(session, order[:1])
+            first = queue.mark_started(order[:1]).on(session)
             if not met:  # the one that is rolled back is tried again without its counterpart
                 met = True
                 together.wait(10)
-            return first + queue.mark_started(session, order[1:])
+            return first + queue.mark_started(order[1:]).on(session)
 
         database = Database(database_url, size=1, statement_timeout=10.0)
         try:
@@ -217,9 +216,10 @@ def test_when_the_database_is_away_all_are_told(database: Database, user: int) -
 
 def test_a_queue_has_an_end(database: Database, user: int) -> None:
     def make() -> list[Awaitable[Any]]:
-        batcher: Batcher[Submission, Ids] = Batcher(
-            partial(database.run, submissions.submit, defaults=LIMITS), max_items=5, max_queue=10
-        )
+        async def submit(items: list[Submission]) -> list[Ids | Exception]:
+            return await database.fetch(submissions.submit(items, LIMITS))
+
+        batcher: Batcher[Submission, Ids] = Batcher(submit, max_items=5, max_queue=10)
         return [batcher.put(submission(user)) for _ in range(20)]
 
     results = gather(make)

@@ -32,10 +32,7 @@ def place(transact: Transactions, job_id: uuid.UUID) -> Any:
 
 
 def finish(claim: Claim, status: str = "COMPLETED", retry_in: float | None = None) -> Act:
-    return partial(
-        queue.finish,
-        results=[Result(claim.job_id, claim.fence, status, "exit code 0", "runner_00", retry_in=retry_in)],
-    )
+    return queue.finish([Result(claim.job_id, claim.fence, status, "exit code 0", "runner_00", retry_in=retry_in)]).on
 
 
 def expire(runner: Enlisted, beat: int) -> Act:
@@ -77,7 +74,7 @@ class Meeting:
     def started(self, on_lost: str = "fail") -> Claim:
         """The only job runs."""
         claim = self.claimed(on_lost)
-        self.transact(queue.mark_started, [Fenced(claim.job_id, claim.fence)])
+        self.transact(queue.mark_started([Fenced(claim.job_id, claim.fence)]).on)
         return claim
 
     def cancel(self) -> Act:
@@ -111,7 +108,7 @@ def test_claim_and_cancel(meeting: Meeting) -> None:
             return
         assert now.cancel_requested_at
         fenced = [Fenced(meeting.job, claims[0].fence)]
-        assert meeting.transact(queue.mark_started, fenced) == [False]
+        assert meeting.transact(queue.mark_started(fenced).on) == [False]
         assert meeting.transact(queue.release, fenced) == [True]
         assert place(meeting.transact, meeting.job).status == "CANCELLED"
 
@@ -158,7 +155,7 @@ def test_finish_and_expire(meeting: Meeting, on_lost: str) -> None:
 def test_start_and_expire(meeting: Meeting) -> None:
     def prepare() -> tuple[Act, Act]:
         claim = meeting.claimed()
-        start = partial(queue.mark_started, attempts=[Fenced(claim.job_id, claim.fence)])
+        start = queue.mark_started(attempts=[Fenced(claim.job_id, claim.fence)]).on
         return start, expire(meeting.runner, meeting.beat())
 
     def check(may: list[bool], expired: bool, now: Any) -> None:
@@ -220,7 +217,7 @@ def test_finish_and_finish(meeting: Meeting) -> None:
 def test_start_and_cancel(meeting: Meeting) -> None:
     def prepare() -> tuple[Act, Act]:
         claim = meeting.claimed()
-        return partial(queue.mark_started, attempts=[Fenced(claim.job_id, claim.fence)]), meeting.cancel()
+        return queue.mark_started(attempts=[Fenced(claim.job_id, claim.fence)]).on, meeting.cancel()
 
     def check(may: list[bool], _: None, now: Any) -> None:
         assert now.cancel_requested_at
@@ -319,7 +316,7 @@ def test_register_and_claim_of_the_predecessor(meeting: Meeting) -> None:
 def test_submit_and_submit_with_the_same_key(meeting: Meeting, digest: bytes) -> None:
     def submit(digest: bytes) -> Act:
         jobs = NewJobFactory.build_batch(1, user_id=meeting.user)
-        return partial(submissions.submit, submissions=[Submission(meeting.user, jobs, "key", digest)], defaults=LIMITS)
+        return submissions.submit(submissions=[Submission(meeting.user, jobs, "key", digest)], defaults=LIMITS).on
 
     def prepare() -> tuple[Act, Act]:
         meeting.ready()

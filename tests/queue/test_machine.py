@@ -81,7 +81,7 @@ class QueueMachine(RuleBasedStateMachine):
         new = NewJobFactory.build_batch(count, user_id=user, **fields)
         if fields["deferred"]:
             new = [NewJobFactory(**{**vars(job), "run_at": job.created_at}) for job in new]
-        (ids,) = self.transact(submissions.submit, [Submission(user, new)], LIMITS)
+        (ids,) = self.transact(submissions.submit([Submission(user, new)], LIMITS).on)
         assert isinstance(ids, list)
         self.accepted.update(ids)
         return multiple(*ids)
@@ -89,7 +89,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(target=jobs, key=st.sampled_from(["a", "b"]), digest=st.sampled_from([b"1", b"2"]))
     def submit_with_key(self, key: str, digest: bytes) -> Any:
         new = NewJobFactory.build_batch(1, user_id=3)
-        (result,) = self.transact(submissions.submit, [Submission(3, new, key, digest)], LIMITS)
+        (result,) = self.transact(submissions.submit([Submission(3, new, key, digest)], LIMITS).on)
         known = self.keys.setdefault(key, (digest, [job.id for job in new]))
         if known[0] != digest:
             assert isinstance(result, IdempotencyMismatch)
@@ -144,7 +144,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(fenced=fences)
     def mark_started(self, fenced: Fenced) -> None:
         rows = self.transact.sql("SELECT cancel_requested_at FROM running_job WHERE fence = :f", f=fenced.fence)
-        (may,) = self.transact(queue.mark_started, [fenced])
+        (may,) = self.transact(queue.mark_started([fenced]).on)
         assert may == bool(rows and not rows[0].cancel_requested_at)
 
     @rule(
@@ -161,7 +161,7 @@ class QueueMachine(RuleBasedStateMachine):
             )
             for item in some
         ]  # fmt: skip
-        assert self.transact(queue.finish, results) == [item.fence in current for item in some]
+        assert self.transact(queue.finish(results).on) == [item.fence in current for item in some]
         for item in some:
             row = self.transact.sql("SELECT status, max_rss_bytes FROM job WHERE id = :id", id=item.job_id)[0]
             if item.fence in current and row.status:
@@ -267,9 +267,9 @@ class QueueMachine(RuleBasedStateMachine):
             for runner in self.runners.values():
                 for claim in self.transact(runner.claim, 4):
                     fenced = Fenced(claim.job_id, claim.fence)
-                    (may,) = self.transact(queue.mark_started, [fenced])
+                    (may,) = self.transact(queue.mark_started([fenced]).on)
                     if may:
-                        self.transact(queue.finish, [Result(claim.job_id, claim.fence, "COMPLETED", "", "runner")])
+                        self.transact(queue.finish([Result(claim.job_id, claim.fence, "COMPLETED", "", "runner")]).on)
                     else:
                         self.transact(queue.release, [fenced])
         assert self.transact.scalar("SELECT count(*) FROM job WHERE status IS NULL") == 0

@@ -23,7 +23,7 @@ from tests.factories import Enlisted, add_jobs, add_runner, add_user
 
 def finish(transact: Transactions, claims: list[queue.Claim]) -> None:
     results = [Result(claim.job_id, claim.fence, "COMPLETED", "exit code 0", "runner_00") for claim in claims]
-    assert all(transact(queue.finish, results))
+    assert all(transact(queue.finish(results).on))
 
 
 def test_limits_are_exact_under_eight_claimers(transact: Transactions) -> None:

@@ -43,7 +43,7 @@ def start(transact: Transactions, runner: Enlisted, user: int, **fields: Any) ->
     """A job that runs."""
     transact(add_jobs, user, **fields)
     (claim,) = transact(runner.claim)
-    assert transact(queue.mark_started, [fenced(claim)]) == [True]
+    assert transact(queue.mark_started([fenced(claim)]).on) == [True]
     return claim
 
 
@@ -55,9 +55,11 @@ def test_a_job_from_submission_to_its_end(transact: Transactions, user: int, run
     assert (claim.job_id, claim.user_id, claim.attempt) == (job_id, user, 1)
     assert (claim.code, claim.args, claim.env, claim.stdin) == ("exit 3", ["a"], {"A": "b"}, "in")
     assert (claim.timeout, claim.retries, claim.shell) == (5.0, 2, "sh")
-    assert transact(queue.mark_started, [fenced(claim)]) == [True]
+    assert transact(queue.mark_started([fenced(claim)]).on) == [True]
     figures = {"return_code": 3, "wall_seconds": 0.5, "cpu_seconds": 0.1, "max_rss_bytes": 1 << 33, "stdout_bytes": 7}
-    assert transact(queue.finish, [ended(claim, "FAILED", stderr_bytes=0, output_truncated=False, **figures)]) == [True]
+    assert transact(queue.finish([ended(claim, "FAILED", stderr_bytes=0, output_truncated=False, **figures)]).on) == [
+        True
+    ]
     row = job(transact, job_id)
     assert (row.status, row.attempt, row.runner, row.reason) == ("FAILED", 1, "runner_00", "exit code 0")
     assert {name: getattr(row, name) for name in figures} == figures
@@ -107,7 +109,7 @@ def test_a_user_at_his_limit_gets_no_more(transact: Transactions, runner: Enlist
     first = transact(runner.claim, 5)
     assert len(first) == 2
     assert transact(runner.claim, 5) == []
-    transact(queue.finish, [ended(first[0])])
+    transact(queue.finish([ended(first[0])]).on)
     assert len(transact(runner.claim, 5)) == 1
 
 
@@ -137,22 +139,22 @@ def test_a_predecessor_claims_nothing(transact: Transactions, user: int, runner:
 def test_marking_twice_gives_the_same_answer(transact: Transactions, user: int, runner: Enlisted) -> None:
     claim = start(transact, runner, user)
     before = transact.scalar("SELECT started_at FROM running_job")
-    assert transact(queue.mark_started, [fenced(claim)]) == [True]
+    assert transact(queue.mark_started([fenced(claim)]).on) == [True]
     assert transact.scalar("SELECT started_at FROM running_job") == before
 
 
 def test_a_script_may_not_start_without_its_claim(transact: Transactions, user: int, runner: Enlisted) -> None:
     (job_id,) = transact(add_jobs, user)
     (claim,) = transact(runner.claim)
-    assert transact(queue.mark_started, [Fenced(job_id, claim.fence + 1)]) == [False]
+    assert transact(queue.mark_started([Fenced(job_id, claim.fence + 1)]).on) == [False]
     transact(queue.release, [fenced(claim)])
-    assert transact(queue.mark_started, [fenced(claim)]) == [False]
+    assert transact(queue.mark_started([fenced(claim)]).on) == [False]
 
 
 def test_finishing_twice_counts_once(transact: Transactions, user: int, runner: Enlisted) -> None:
     claim = start(transact, runner, user)
-    assert transact(queue.finish, [ended(claim)]) == [True]
-    assert transact(queue.finish, [ended(claim, "FAILED")]) == [False]
+    assert transact(queue.finish([ended(claim)]).on) == [True]
+    assert transact(queue.finish([ended(claim, "FAILED")]).on) == [False]
     assert job(transact, claim.job_id).status == "COMPLETED"
 
 
@@ -161,10 +163,10 @@ def test_an_old_fence_changes_nothing(transact: Transactions, user: int, runner:
     (old,) = transact(runner.claim)
     transact(queue.release, [fenced(old)])
     (new,) = transact(runner.claim)
-    assert transact(queue.finish, [ended(old, "FAILED")]) == [False]
-    assert transact(queue.mark_started, [fenced(old)]) == [False]
+    assert transact(queue.finish([ended(old, "FAILED")]).on) == [False]
+    assert transact(queue.mark_started([fenced(old)]).on) == [False]
     assert transact(queue.release, [fenced(old)]) == [False]
-    assert transact(queue.finish, [ended(new)]) == [True]
+    assert transact(queue.finish([ended(new)]).on) == [True]
 
 
 def test_an_old_result_beside_the_true_one_changes_nothing(transact: Transactions, user: int, runner: Enlisted) -> None:
@@ -173,14 +175,14 @@ def test_an_old_result_beside_the_true_one_changes_nothing(transact: Transaction
     transact(queue.release, [fenced(old)])
     (new,) = transact(runner.claim)
     results = [ended(old, "FAILED", return_code=1), ended(new, return_code=0), ended(old, "TIMEOUT", return_code=2)]
-    assert transact(queue.finish, results) == [False, True, False]
+    assert transact(queue.finish(results).on) == [False, True, False]
     row = job(transact, new.job_id)
     assert (row.status, row.return_code) == ("COMPLETED", 0)
 
 
 def test_a_retry_waits_and_keeps_the_record_clean(transact: Transactions, user: int, runner: Enlisted) -> None:
     claim = start(transact, runner, user, retries=1)
-    assert transact(queue.finish, [ended(claim, "FAILED", return_code=1, retry_in=30.0)]) == [True]
+    assert transact(queue.finish([ended(claim, "FAILED", return_code=1, retry_in=30.0)]).on) == [True]
     row = job(transact, claim.job_id)
     assert place(transact, claim.job_id) == "deferred"
     assert (row.status, row.reason, row.return_code, row.finished_at, row.started_at) == (None,) * 5
@@ -195,7 +197,7 @@ def test_a_retry_waits_and_keeps_the_record_clean(transact: Transactions, user: 
 def test_a_cancelled_job_is_not_tried_again(transact: Transactions, user: int, runner: Enlisted) -> None:
     claim = start(transact, runner, user, retries=1)
     transact(queue.cancel, [claim.job_id], "alice")
-    transact(queue.finish, [ended(claim, "FAILED", return_code=1, retry_in=0.0)])
+    transact(queue.finish([ended(claim, "FAILED", return_code=1, retry_in=0.0)]).on)
     assert (place(transact, claim.job_id), job(transact, claim.job_id).return_code) == ("FAILED", 1)
 
 
@@ -226,7 +228,7 @@ def test_releasing_a_cancelled_job_ends_it(transact: Transactions, user: int, ru
     transact(add_jobs, user)
     (claim,) = transact(runner.claim)
     transact(queue.cancel, [claim.job_id], "alice")
-    assert transact(queue.mark_started, [fenced(claim)]) == [False]
+    assert transact(queue.mark_started([fenced(claim)]).on) == [False]
     assert transact(queue.release, [fenced(claim)]) == [True]
     row = job(transact, claim.job_id)
     assert (row.status, row.cancelled_by, row.reason) == ("CANCELLED", "alice", "cancelled by alice")
@@ -249,14 +251,14 @@ def test_cancelling_what_runs_asks_for_its_end(transact: Transactions, user: int
     transact(queue.cancel, [claim.job_id], "alice")
     transact(queue.cancel, [claim.job_id], "bob")
     assert [row.cancel_requested for row in transact(liveness.running_of, runner.id)] == [True]
-    transact(queue.finish, [ended(claim, "CANCELLED")])
+    transact(queue.finish([ended(claim, "CANCELLED")]).on)
     row = job(transact, claim.job_id)
     assert (row.status, row.cancelled_by, row.reason) == ("CANCELLED", "alice", "cancelled by alice")
 
 
 def test_cancelling_what_has_ended_changes_nothing(transact: Transactions, user: int, runner: Enlisted) -> None:
     claim = start(transact, runner, user)
-    transact(queue.finish, [ended(claim)])
+    transact(queue.finish([ended(claim)]).on)
     before = job(transact, claim.job_id)
     transact(queue.cancel, [claim.job_id, uuid.uuid4()], "alice")
     assert job(transact, claim.job_id) == before
@@ -298,7 +300,7 @@ def test_a_runner_that_is_gone_leaves_nothing_behind(transact: Transactions, use
     assert not transact(liveness.beat, runner.id, incarnation, None, "live")
     assert runner.id not in transact(liveness.heartbeats)
     for claim in claims.values():
-        assert transact(queue.finish, [ended(claim)]) == [False]
+        assert transact(queue.finish([ended(claim)]).on) == [False]
 
 
 def test_a_runner_that_beats_is_not_declared_gone(transact: Transactions, user: int, runner: Enlisted) -> None:
@@ -317,7 +319,7 @@ def test_a_job_that_loses_its_runners_ends_at_last(transact: Transactions, user:
         attempts += 1
         assert attempts < 20
         (claim,) = claims
-        transact(queue.mark_started, [fenced(claim)])
+        transact(queue.mark_started([fenced(claim)]).on)
         transact(liveness.lose, transact.scalar("SELECT id FROM runner"), [fenced(claim)], "runner_00", "lost")
         transact.sql("UPDATE deferred_job SET run_at = clock_timestamp()")
         transact(queue.promote)
@@ -363,18 +365,18 @@ def submission(
 
 def test_the_same_key_gives_the_same_job(transact: Transactions, user: int) -> None:
     other = transact(add_user)
-    (first,) = transact(submissions.submit, [submission(user, key="k", digest=b"a")], LIMITS)
-    assert transact(submissions.submit, [submission(user, key="k", digest=b"a")], LIMITS) == [first]
-    (different,) = transact(submissions.submit, [submission(user, key="k", digest=b"b")], LIMITS)
+    (first,) = transact(submissions.submit([submission(user, key="k", digest=b"a")], LIMITS).on)
+    assert transact(submissions.submit([submission(user, key="k", digest=b"a")], LIMITS).on) == [first]
+    (different,) = transact(submissions.submit([submission(user, key="k", digest=b"b")], LIMITS).on)
     assert isinstance(different, IdempotencyMismatch)
-    (theirs,) = transact(submissions.submit, [submission(other, key="k", digest=b"a")], LIMITS)
+    (theirs,) = transact(submissions.submit([submission(other, key="k", digest=b"a")], LIMITS).on)
     assert theirs != first
     assert transact.scalar("SELECT count(*) FROM job") == 2
 
 
 def test_the_same_key_twice_in_one_group(transact: Transactions, user: int) -> None:
     items = [submission(user, key="k", digest=digest) for digest in (b"a", b"a", b"b")]
-    first, second, third = transact(submissions.submit, items, LIMITS)
+    first, second, third = transact(submissions.submit(items, LIMITS).on)
     assert first == second
     assert isinstance(third, IdempotencyMismatch)
     assert transact.scalar("SELECT count(*) FROM job") == 1
@@ -384,10 +386,10 @@ def test_a_refused_submission_stores_nothing_and_leaves_its_key_free(transact: T
     user = transact(add_user, {"max_queued": 2})
     many = submission(user, key="k", jobs=NewJobFactory.build_batch(2, user_id=user))
     one = submission(user)
-    first, refused = transact(submissions.submit, [one, many], LIMITS)
+    first, refused = transact(submissions.submit([one, many], LIMITS).on)
     assert isinstance(first, list)
     assert isinstance(refused, LimitReached)
-    (second,) = transact(submissions.submit, [submission(user)], LIMITS)
+    (second,) = transact(submissions.submit([submission(user)], LIMITS).on)
     assert isinstance(second, list)
     assert transact.scalar("SELECT count(*) FROM job") == 2
     assert transact.scalar("SELECT count(*) FROM idempotency_key") == 0
@@ -399,18 +401,18 @@ def test_limits_count_what_waits_and_what_came_this_minute(transact: Transaction
     runner = transact(add_runner)
     now = datetime.now(UTC)
     jobs = [NewJobFactory(user_id=user, deferred=True, run_at=now), *NewJobFactory.build_batch(2, user_id=user)]
-    (stored,) = transact(submissions.submit, [submission(user, jobs=jobs)], defaults)
+    (stored,) = transact(submissions.submit([submission(user, jobs=jobs)], defaults).on)
     assert isinstance(stored, list)
-    (refused,) = transact(submissions.submit, [submission(user)], defaults)
+    (refused,) = transact(submissions.submit([submission(user)], defaults).on)
     assert isinstance(refused, LimitReached)
     assert "3 jobs queued" in refused.message
     claims = transact(runner.claim, 2)
     assert len(claims) == 2
-    assert all(isinstance(item, list) for item in transact(submissions.submit, [submission(user)] * 1, defaults))
-    (fifth,) = transact(submissions.submit, [submission(user)], defaults)
+    assert all(isinstance(item, list) for item in transact(submissions.submit([submission(user)] * 1, defaults).on))
+    (fifth,) = transact(submissions.submit([submission(user)], defaults).on)
     assert isinstance(fifth, list)
     transact(queue.cancel, fifth, "alice")
-    (refused,) = transact(submissions.submit, [submission(user)], defaults)
+    (refused,) = transact(submissions.submit([submission(user)], defaults).on)
     assert isinstance(refused, LimitReached)
     assert "a minute" in refused.message
 
@@ -419,7 +421,7 @@ def test_limits_count_what_waits_and_what_came_this_minute(transact: Transaction
 def test_more_at_once_than_a_limit_is_no_matter_of_time(transact: Transactions, limit: str) -> None:
     user = transact(add_user, {limit: 2})
     many = submission(user, jobs=NewJobFactory.build_batch(3, user_id=user))
-    (refused,) = transact(submissions.submit, [many], LIMITS)
+    (refused,) = transact(submissions.submit([many], LIMITS).on)
     assert isinstance(refused, InvalidRequest)
     assert "2 jobs" in refused.message
 
@@ -437,7 +439,7 @@ def test_a_refusal_says_when_the_minutes_limit_has_room(transact: Transactions, 
             {"user": user, "submitted": submitted, "before": before},
         )
         second = session.scalar(text("SELECT extract(second FROM now())::float8"))
-        return submissions.submit(session, [submission(user)], LIMITS)[0], second
+        return submissions.submit([submission(user)], LIMITS).on(session)[0], second
 
     refusal, second = transact(refused)
 
@@ -457,14 +459,14 @@ def test_a_refusal_says_when_the_minutes_limit_has_room(transact: Transactions, 
 
 def test_one_users_limit_does_not_touch_another(transact: Transactions, user: int) -> None:
     full = transact(add_user, {"max_queued": 0})
-    refused, stored = transact(submissions.submit, [submission(full), submission(user)], LIMITS)
+    refused, stored = transact(submissions.submit([submission(full), submission(user)], LIMITS).on)
     assert isinstance(refused, LimitReached)
     assert isinstance(stored, list)
 
 
 def test_inactive_users_submit_nothing(transact: Transactions) -> None:
     user = transact(add_user, active=False)
-    (refused,) = transact(submissions.submit, [submission(user)], LIMITS)
+    (refused,) = transact(submissions.submit([submission(user)], LIMITS).on)
     assert isinstance(refused, NotAllowed)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ class Flush:
         return [KeyError(item) if item < 0 else item * 2 for item in items]
 
 
-def outcomes(flush: Flush, items: list[int], **options: int) -> list[int | BaseException]:
+def outcomes(flush: Flush, items: list[int], **options: Any) -> list[int | BaseException]:
     async def main() -> list[int | BaseException]:
         batcher: Batcher[int, int] = Batcher(flush, **options)
         return await asyncio.gather(*map(batcher.put, items), return_exceptions=True)
@@ -53,6 +54,12 @@ def test_batches_are_bounded_and_one_at_a_time() -> None:
     assert outcomes(flush, list(range(20, 45)), max_items=10) == [2 * item for item in range(20, 45)]
     assert list(map(len, flush.batches)) == [10, 10, 5]
     assert flush.most_running == 1
+
+
+def test_a_batch_that_is_heavy_enough_takes_no_more() -> None:
+    flush = Flush()
+    outcomes(flush, [1, 2, 30, 40, 5, 6], weigh=lambda item: item, max_weight=10)
+    assert flush.batches == [[1, 2, 30], [40], [5, 6]]
 
 
 def test_an_item_can_fail_by_itself() -> None:
