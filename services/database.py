@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -14,6 +13,7 @@ from sqlalchemy import URL, make_url, text
 
 from baselayer import postgres
 from services import layout, run
+from services.errors import OperatorError
 from services.migrate.__main__ import OLDEST, check, migrate, wait_until_up
 from shell_service import migrations, provision
 from shell_service.settings import Settings
@@ -21,7 +21,7 @@ from shell_service.settings import Settings
 START_SECONDS = 60
 
 
-class DatabaseError(Exception):
+class DatabaseError(OperatorError):
     """The database cannot be used; the message says what to do about it."""
 
 
@@ -139,10 +139,16 @@ def migrate_now(settings: Settings, say: Callable[[str], None]) -> None:
     say("[check] the database has the newest schema")
 
 
-def clear(settings: Settings, say: Callable[[str], None]) -> None:
-    """Delete every row, every job's output and the tokens file. Raises `run.RunError` while the service runs."""
+def clear(settings: Settings, say: Callable[[str], None], is_sure: Callable[[str], bool]) -> None:
+    """Delete every row, every job's output and the tokens file, if the answer to the question is yes.
+
+    Raises `run.RunError` while the service runs, before it asks.
+    """
     layout.prepare_folders(settings)
     with run.alone(settings):
+        if not is_sure(f"Delete every job, user and token of {place(settings)}, and all output?"):
+            say("nothing was deleted")
+            return
         if settings.database.url == "embedded":
             shutil.rmtree(settings.postgres_dir, ignore_errors=True)
         else:
@@ -164,7 +170,7 @@ def shell(settings: Settings) -> int:
         # Not in the arguments, which everybody on this host can read.
         secret = {"PGPASSWORD": url.password} if url.password else {}
         plain = url.set(drivername="postgresql")._replace(password=None).render_as_string()
-        return subprocess.run([psql, plain], env={**os.environ, **secret}, check=False).returncode
+        return run.hand_over([psql, plain], {**os.environ, **secret})
 
 
 def load_demo_data(settings: Settings, say: Callable[[str], None]) -> None:
@@ -174,4 +180,4 @@ def load_demo_data(settings: Settings, say: Callable[[str], None]) -> None:
         engine = sqlalchemy.create_engine(settings.database_url, poolclass=sqlalchemy.NullPool)
         made = provision.demo_data(engine, settings.tokens_file)
     said = f"made {', '.join(made)}" if made else "all are there"
-    say(f"[check] demo users: {said}; their tokens are in {settings.tokens_file.name}")
+    say(f"[check] demo users: {said}; their tokens are in {run.short(settings.tokens_file)}")

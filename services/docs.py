@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from services.errors import OperatorError
 from shell_service.settings import ROOT, Settings
 
 SOURCE = ROOT / "docs"
@@ -34,7 +35,7 @@ _STAMP = ".stamp"
 _BUILD_SECONDS = 300
 
 
-class DocsError(Exception):
+class DocsError(OperatorError):
     """The documentation cannot be built; the message says why."""
 
 

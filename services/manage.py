@@ -1,4 +1,7 @@
-"""The operators' verbs, as the Makefile calls them: ``python -m services.manage [--config FILE] VERB``."""
+"""The operators' verbs, as the Makefile calls them: ``python -m services.manage [--config FILE] VERB``.
+
+What a verb alone needs is imported in it: `run` stays in memory as long as the service.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ import click
 from baselayer.config import ConfigError
 from baselayer.postgres import PostgresError
 from services import run as running
+from services.errors import OperatorError
 from shell_service.settings import Settings, load
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -40,12 +44,9 @@ class Verbs(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb."""
-        from services.database import DatabaseError
-        from services.docs import DocsError
-
         try:
             return super().invoke(ctx)
-        except (ConfigError, PostgresError, running.RunError, DatabaseError, DocsError) as error:
+        except (ConfigError, PostgresError, OperatorError) as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(1)
 
@@ -99,6 +100,8 @@ def log(chosen: Chosen) -> None:
     """Follow the logs of all services until Ctrl-C."""
     from baselayer import logview
 
+    if not any(chosen.settings.log_dir.glob("*.log")):
+        click.echo(f"nothing has been logged to {chosen.settings.log_dir} yet: waiting for it", err=True)
     ended: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: ended.append(number))
@@ -123,7 +126,7 @@ def monitor(chosen: Chosen) -> None:
         raise running.RunError("nothing runs here: `make run` starts it")
     say("supervisor's prompt: `status`, `restart app:*`, `tail -f runner:runner_00`, `help`; `exit` leaves it")
     command = [sys.executable, "-m", "supervisor.supervisorctl", "-c", str(configuration), "-i"]
-    sys.exit(subprocess.run(command, check=False).returncode)
+    sys.exit(running.hand_over(command))
 
 
 @main.command()
@@ -163,11 +166,7 @@ def db_clear(chosen: Chosen, yes: bool) -> None:
     """Delete all jobs, users and tokens."""
     from services import database
 
-    question = f"Delete every job, user and token of {database.place(chosen.settings)}, and all output?"
-    if yes or click.confirm(question):
-        database.clear(chosen.settings, say)
-    else:
-        say("nothing was deleted")
+    database.clear(chosen.settings, say, lambda question: yes or click.confirm(question))
 
 
 @main.command("db_shell")

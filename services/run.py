@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from baselayer import processes, supervision
 from baselayer.log import escape
 from baselayer.supervision import Program, Supervisor, SupervisorError
 from services import layout
+from services.errors import OperatorError
 from shell_service.settings import ROOT, Settings
 
 READY_SECONDS = 60.0
@@ -34,7 +35,7 @@ READY_SECONDS = 60.0
 PATIENCE_SECONDS = 8.0
 
 
-class RunError(Exception):
+class RunError(OperatorError):
     """The service cannot be started, or did not come up; the message says why and what to do."""
 
 
@@ -203,8 +204,8 @@ def _tail(path: Path, lines: int = 20) -> str:
 
 def banner(settings: Settings, overlay: Path | None) -> str:
     """The five lines that a person needs once it is up."""
-    token_file = _short(settings.tokens_file)
-    configuration = f" CONFIG={shlex.quote(_short(overlay))}" if overlay else ""
+    token_file = short(settings.tokens_file)
+    configuration = f" CONFIG={shlex.quote(short(overlay))}" if overlay else ""
     return "\n".join(
         [
             f"Shell Service answers at {settings.base_url}",
@@ -216,7 +217,8 @@ def banner(settings: Settings, overlay: Path | None) -> str:
     )
 
 
-def _short(path: Path) -> str:
+def short(path: Path) -> str:
+    """The path as people in the checkout write it."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
@@ -277,6 +279,18 @@ def _stop(supervisord: subprocess.Popen[bytes], settings: Settings) -> None:
             supervisord.kill()
             supervisord.wait()
     end_leftovers(settings)  # a program that had to be killed may have children
+
+
+def hand_over(command: list[str], environment: Mapping[str, str] | None = None) -> int:
+    """Give the terminal to a program until it ends; returns its exit status.
+
+    Ctrl-C is the program's: in psql it cancels a statement, in supervisor's prompt it ends a `tail -f`.
+    """
+    before = signal.signal(signal.SIGINT, lambda number, frame: None)  # unlike SIG_IGN it is not inherited
+    try:
+        return subprocess.run(command, env=environment, check=False).returncode
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def stop(settings: Settings, say: Callable[[str], None]) -> bool:

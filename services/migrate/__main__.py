@@ -37,7 +37,7 @@ def migrate(settings: Settings) -> None:
         migrations.upgrade(connection)
         logger.info("schema: %s, was %s", migrations.current(connection), before or "empty")
     if provision.first_admin(engine, settings.tokens_file):
-        logger.info("made the first administrator; its token is in %s", settings.tokens_file.name)
+        logger.info("made the first administrator; its token is in %s", settings.tokens_file)
 
 
 def check(connection: sqlalchemy.Connection) -> None:

@@ -17,12 +17,15 @@ def show(report: dict[str, Any]) -> None:
     _table(
         console,
         ("process", "state", "up"),
-        [(p["name"], _coloured(p["state"]), duration(p["uptime_seconds"])) for p in report["processes"] or []],
-        "supervisord does not answer: nothing runs here",
+        [
+            (p["name"], _coloured(p["state"]), duration(p["uptime_seconds"]) if p["uptime_seconds"] else "")
+            for p in report["processes"] or []
+        ],
+        "nothing runs here: `make run` starts it",
     )
     database = report["database"]
-    latency = "" if database["latency_ms"] is None else f", {database['version']}, {database['latency_ms']} ms"
-    console.print(f"database: {_coloured(database['state'])}{latency}")
+    known = ", PostgreSQL {version}, answers in {latency_ms} ms".format(**database) if database["version"] else ""
+    console.print(f"database: {_coloured(database['state'])}{known}")
     _table(
         console,
         ("runner", "state", "running", "slots", "heartbeat", "sandbox"),

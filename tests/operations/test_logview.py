@@ -158,3 +158,21 @@ def test_a_new_file_is_picked_up_within_half_a_second(view: tuple[subprocess.Pop
     eventually(lambda: "hello" in output.read_text(), 5)
     assert time.monotonic() - begun < 0.5
     assert "\x1b" not in output.read_text()  # no colours into a file
+
+
+def test_where_nothing_has_been_logged_it_says_so_and_waits(tmp_path: Path) -> None:
+    settings = write_config(tmp_path / "config.yaml", tmp_path / "data")
+    with subprocess.Popen(
+        [sys.executable, "-m", "services.manage", "--config", str(tmp_path / "config.yaml"), "log"],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        try:
+            assert process.stderr is not None
+            assert process.stdout is not None
+            said = process.stderr.readline()
+            assert said.startswith(f"nothing has been logged to {settings.log_dir} yet")
+            settings.log_dir.mkdir(parents=True)
+            append(settings.log_dir / "app_00.log", "ready\n")
+            assert "ready" in process.stdout.readline()
+        finally:
+            process.terminate()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
+import select
 import signal
 import socket
 import stat
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import sqlalchemy
 
 from baselayer import processes
 from baselayer.supervision import SupervisorError
@@ -129,6 +132,41 @@ def test_the_verbs_that_look(stack: Stack) -> None:
     assert "(1 row)" in done.stdout, done.stderr
 
 
+def test_ctrl_c_is_for_the_program_that_has_the_terminal(stack: Stack) -> None:
+    """In psql it ends a statement, not psql, nor what started it."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        environment = {**os.environ, "PAGER": "cat", "TERM": "dumb"}
+        words = ["-m", "services.manage", "--config", str(stack.config), "db_shell"]
+        os.execve(sys.executable, [sys.executable, *words], environment)
+    shown = b""
+
+    def shows(text: bytes) -> bool:
+        nonlocal shown
+        if select.select([terminal], [], [], 0)[0]:
+            shown += os.read(terminal, 65536)
+        return text in shown
+
+    try:
+        eventually(lambda: shows(b"=# "))
+        os.write(terminal, b"SELECT pg_sleep(60);\n")
+        backend = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%' AND state = 'active'"
+        engine = sqlalchemy.create_engine(stack.settings.database_url, poolclass=sqlalchemy.NullPool)
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            eventually(lambda: connection.execute(sqlalchemy.text(backend)).all())
+        os.write(terminal, b"\x03")
+        eventually(lambda: shows(b"canceling statement due to user request"))
+        os.write(terminal, b"SELECT 6 * 7;\n")
+        eventually(lambda: shows(b"42"))
+        os.write(terminal, b"\\q\n")
+        status = eventually(lambda: (ended := os.waitpid(pid, os.WNOHANG))[0] and ended)[1]
+        assert os.waitstatus_to_exitcode(status) == 0, shown
+    finally:
+        os.close(terminal)
+
+
 def test_ctrl_c_stops_everything_and_data_stays(own: Stack) -> None:
     token = own.admin_token
     (counts,) = (own.settings.run_dir / "metrics").glob("counter_*.db")
@@ -154,7 +192,7 @@ def test_work_on_the_database_while_nothing_runs(own: Stack) -> None:
     own.stop()
     assert manage(own.config, "db_migrate").returncode == 0
     made = manage(own.config, "load_demo_data")
-    assert made.returncode == 0, made.stderr
+    assert (made.returncode, str(own.settings.tokens_file) in made.stdout) == (0, True), made.stderr
     assert "DEMO_ALICE" in own.settings.tokens_file.read_text()
     asked = manage(own.config, "db_clear")
     assert own.settings.postgres_dir.exists(), "without a yes nothing is deleted"
@@ -167,9 +205,11 @@ def test_work_on_the_database_while_nothing_runs(own: Stack) -> None:
     assert own.client().get("/api/user").status_code == 200
 
 
-def test_the_database_is_not_cleared_under_a_running_service(stack: Stack) -> None:
-    refused = manage(stack.config, "db_clear", "--yes")
-    assert (refused.returncode, "a service already runs" in refused.stderr) == (1, True)
+@pytest.mark.parametrize("yes", [["--yes"], []], ids=["sure", "asked"])
+def test_the_database_is_not_cleared_under_a_running_service(stack: Stack, yes: list[str]) -> None:
+    refused = manage(stack.config, "db_clear", *yes)
+    assert (refused.returncode, refused.stdout) == (1, ""), "there is no use in asking"
+    assert "a service already runs" in refused.stderr
     assert stack.client().get("/api/user").status_code == 200
 
 
@@ -276,3 +316,10 @@ def test_with_tls(folder: Path) -> None:
 def test_free_ports_are_free() -> None:
     with socket.create_server(("127.0.0.1", free_port())):
         pass
+
+
+def test_what_waits_in_front_needs_little(stack: Stack) -> None:
+    """Its memory is held as long as the service runs, for nothing but waiting."""
+    maps = Path(f"/proc/{stack.pid}/maps").read_text()
+    assert "psycopg2" not in maps
+    assert "sqlalchemy" not in maps
