@@ -108,6 +108,10 @@ class Cluster:
             # A queue's tables turn over within minutes.
             "autovacuum_naptime": "15s",
             "checkpoint_timeout": "15min",
+            # Wake once a second, not five times: what must be on disk is written by whoever commits it.
+            "wal_writer_delay": "1s",
+            "bgwriter_delay": "1s",
+            "bgwriter_lru_maxpages": 500,
             # Nothing of ours holds a transaction open while it thinks.
             "idle_in_transaction_session_timeout": "60s",
             "client_connection_check_interval": "10s",
