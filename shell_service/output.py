@@ -5,12 +5,20 @@ A file holds the first `jobs.max_output` bytes of its stream. A stream that prin
 
 from __future__ import annotations
 
+import asyncio
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, ParamSpec, TypeVar
+
+from baselayer.batch import Batcher
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 Stream = Literal["stdout", "stderr"]
 STREAMS: tuple[Stream, Stream] = ("stdout", "stderr")
@@ -72,11 +80,61 @@ class OutputStore:
         except FileNotFoundError:
             return b""
 
-    def chunks(self, job_id: uuid.UUID, attempt: int, stream: Stream, start: int, end: int) -> Iterator[bytes]:
-        """The bytes from `start` to before `end`, in pieces."""
+    def beyond(self, job_id: uuid.UUID, attempt: int, positions: Mapping[Stream, int]) -> dict[Stream, bytes]:
+        """Of each stream, up to `CHUNK` bytes from its position; nothing of one that has not grown."""
+        found = {}
+        for stream, start in positions.items():
+            if self.size(job_id, attempt, stream) > start:
+                found[stream] = self.read(job_id, attempt, stream, start, CHUNK)
+        return found
+
+
+class OutputReader:
+    """Reads outputs for those who wait on the event loop: in a thread, together with all that was asked meanwhile.
+
+    So hundreds of followers who look at the same moment cost one way to the thread and back. It is one thread a
+    process: a file system that does not answer holds up those who read outputs this way, and nobody else.
+    """
+
+    _TOGETHER = 32  # reads at once, before those who asked for them go on
+
+    def __init__(self, store: OutputStore) -> None:
+        self._store = store
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="outputs")
+        self._reads: Batcher[Callable[[], Any], Any] = Batcher(self._all_of, max_items=self._TOGETHER)
+
+    async def size(self, job_id: uuid.UUID, attempt: int, stream: Stream) -> int:
+        """As `OutputStore.size`."""
+        return await self._ask(self._store.size, job_id, attempt, stream)
+
+    async def beyond(self, job_id: uuid.UUID, attempt: int, positions: Mapping[Stream, int]) -> dict[Stream, bytes]:
+        """As `OutputStore.beyond`."""
+        return await self._ask(self._store.beyond, job_id, attempt, positions)
+
+    async def chunks(
+        self, job_id: uuid.UUID, attempt: int, stream: Stream, start: int, end: int
+    ) -> AsyncIterator[bytes]:
+        """The bytes from `start` to before `end`, in pieces, none of them ahead of whoever takes them."""
         while start < end:
-            data = self.read(job_id, attempt, stream, start, min(CHUNK, end - start))
+            data = await self._ask(self._store.read, job_id, attempt, stream, start, min(CHUNK, end - start))
             if not data:
                 return
             start += len(data)
             yield data
+
+    async def _ask(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        found: R = await self._reads.put(partial(function, *args, **kwargs))
+        return found
+
+    async def _all_of(self, reads: list[Callable[[], Any]]) -> list[Any]:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, _results, reads)
+
+
+def _results(reads: list[Callable[[], Any]]) -> list[Any]:
+    found: list[Any] = []
+    for read in reads:
+        try:
+            found.append(read())
+        except Exception as error:  # it is the answer to this one alone
+            found.append(error)
+    return found

@@ -1,8 +1,9 @@
 """Following a job's output while it is written.
 
 The files are the truth: a follower looks whether they have grown. All followers of a process look at the same moments,
-a few times a second and only while somebody follows, so the database is not asked, and it works as well over a shared
-file system as on one host. What was sent is counted in bytes of the file, so a follower can go on where another ended.
+a few times a second and only while somebody follows, so the database is not asked. They share the way to the thread
+that reads, so it works as well over a shared file system, which may take its time, as on one host. What was sent is
+counted in bytes of the file, so a follower can go on where another ended.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, replace
 from baselayer.errors import InvalidRequest
 from shell_service.hub import Hub, Watch
 from shell_service.jobs import Found
-from shell_service.output import CHUNK, STREAMS, OutputStore, Stream
+from shell_service.output import CHUNK, STREAMS, OutputReader, Stream
 
 TICK_SECONDS = 0.05  # followers learn of new bytes within 100 ms; this leaves as much for the way
 HEARTBEAT_SECONDS = 15.0
@@ -94,7 +95,7 @@ class Follower:
         self,
         hub: Hub,
         ticker: Ticker,
-        outputs: OutputStore,
+        outputs: OutputReader,
         look: Callable[[], Awaitable[Found]],
         may_go_on: Callable[[], Awaitable[None]],
         streams: tuple[Stream, ...] = STREAMS,
@@ -119,7 +120,7 @@ class Follower:
         """
         job = await self._look()
         position = start
-        if position.attempt > job.attempt or (position.attempt == job.attempt and self._beyond(job, position)):
+        if position.attempt > job.attempt or (position.attempt == job.attempt and await self._ahead(job, position)):
             raise InvalidRequest("Last-Event-ID is ahead of what this job has printed.")
         with self._hub.watch(job.job_id) as watch:
             job = await self._look()
@@ -133,13 +134,11 @@ class Follower:
                     spoke = time.monotonic()
                     yield Event("status", position, job)
                 sent = False
-                for stream in self._streams:
-                    data = self._next(job, position, stream)
-                    if data:
-                        position = position.moved(stream, len(data))
-                        sent = True
-                        spoke = time.monotonic()
-                        yield Event(stream, position, job, data)
+                for stream, data in await self._news(job, position):
+                    position = position.moved(stream, len(data))
+                    sent = True
+                    spoke = time.monotonic()
+                    yield Event(stream, position, job, data)
                 if time.monotonic() - checked > _RECHECK_SECONDS:
                     await self._may_go_on()
                     checked = time.monotonic()
@@ -162,18 +161,21 @@ class Follower:
                         spoke = time.monotonic()
                         yield Event("heartbeat", position, job)
 
-    def _beyond(self, job: Found, position: Position) -> bool:
-        return any(position.at(stream) > self._outputs.size(job.job_id, position.attempt, stream) for stream in STREAMS)
+    async def _ahead(self, job: Found, position: Position) -> bool:
+        """Whether more was printed at `position` than there is."""
+        sizes = [await self._outputs.size(job.job_id, position.attempt, stream) for stream in STREAMS]
+        return any(position.at(stream) > size for stream, size in zip(STREAMS, sizes, strict=True))
 
-    def _next(self, job: Found, position: Position, stream: Stream) -> bytes:
-        offset = position.at(stream)
-        if self._outputs.size(job.job_id, position.attempt, stream) <= offset:
-            return b""
-        data = self._outputs.read(job.job_id, position.attempt, stream, offset, CHUNK)
+    async def _news(self, job: Found, position: Position) -> list[tuple[Stream, bytes]]:
+        """What of each stream is there beyond `position`, a piece of it at most."""
         complete = job.final or position.attempt < job.attempt
-        if self._text and (len(data) == CHUNK or not complete):
-            data = data[: whole_characters(data)]
-        return data
+        positions = {stream: position.at(stream) for stream in self._streams}
+        found = await self._outputs.beyond(job.job_id, position.attempt, positions)
+        if self._text:
+            for stream, data in found.items():
+                if len(data) == CHUNK or not complete:
+                    found[stream] = data[: whole_characters(data)]
+        return [(stream, data) for stream, data in found.items() if data]
 
 
 def whole_characters(data: bytes) -> int:

@@ -33,7 +33,7 @@ class OutputHandler(AppHandler):
                 await self.find(call, job_id)
 
         look = partial(self.find, call, job_id)
-        return Follower(self.app.hub, self.app.ticker, self.app.outputs, look, may_go_on, streams, text)
+        return Follower(self.app.hub, self.app.ticker, self.app.reader, look, may_go_on, streams, text)
 
     @contextmanager
     def counted(self, call: Call) -> Iterator[None]:
@@ -57,9 +57,22 @@ class OutputHandler(AppHandler):
 
 
 class Output(OutputHandler):
+    """One stream of a job."""
+
     stream: Stream
 
-    async def send(self, call: Call, job_id: str) -> Any:
+    @endpoint(
+        "jobs:read",
+        query=schemas.FollowQuery,
+        errors=[NotFound, RangeNotSatisfiable, LimitReached],
+        headers=["Range", "If-None-Match"],
+        media="application/octet-stream",
+    )
+    async def get(self, call: Call, job_id: str) -> Any:
+        """Get what a job printed to this stream, as exact bytes.
+
+        Takes a `Range`. With `follow=true` the answer goes on until the job has ended.
+        """
         found = await self.find(call, job_id)
         name = f"{found.public_id}.{self.stream}"
         self.set_header("Content-Disposition", f'attachment; filename="{name}"')
@@ -91,8 +104,8 @@ class Output(OutputHandler):
         self.finish()
 
     async def _send_range(self, found: Found) -> None:
-        outputs, attempt = self.app.outputs, found.attempt
-        size = outputs.size(found.job_id, attempt, self.stream) if attempt else 0
+        reader, attempt = self.app.reader, found.attempt
+        size = await reader.size(found.job_id, attempt, self.stream) if attempt else 0
         # A file only grows, and never after the job's end: job, attempt and size say all that a validator has to.
         tag = f'"{found.job_id.hex}-{attempt}-{self.stream}-{size}"'
         self.start_stream("application/octet-stream")
@@ -110,7 +123,7 @@ class Output(OutputHandler):
             self.set_header("Content-Range", f"bytes {start}-{end - 1}/{size}")
         self.set_header("Content-Length", str(end - start))
         if self.request.method != "HEAD":
-            for chunk in outputs.chunks(found.job_id, attempt, self.stream, start, end):
+            async for chunk in reader.chunks(found.job_id, attempt, self.stream, start, end):
                 self.write(chunk)
                 try:
                     await self.flush()
@@ -141,37 +154,9 @@ def parse_range(text: str, size: int) -> tuple[int, int]:
 class Stdout(Output):
     stream = "stdout"
 
-    @endpoint(
-        "jobs:read",
-        query=schemas.FollowQuery,
-        errors=[NotFound, RangeNotSatisfiable, LimitReached],
-        headers=["Range", "If-None-Match"],
-        media="application/octet-stream",
-    )
-    async def get(self, call: Call, job_id: str) -> Any:
-        """Get what a job printed, as exact bytes.
-
-        Takes a `Range`. With `follow=true` the answer goes on until the job has ended.
-        """
-        return await self.send(call, job_id)
-
 
 class Stderr(Output):
     stream = "stderr"
-
-    @endpoint(
-        "jobs:read",
-        query=schemas.FollowQuery,
-        errors=[NotFound, RangeNotSatisfiable, LimitReached],
-        headers=["Range", "If-None-Match"],
-        media="application/octet-stream",
-    )
-    async def get(self, call: Call, job_id: str) -> Any:
-        """Get what a job printed to standard error, as exact bytes.
-
-        Takes a `Range`. With `follow=true` the answer goes on until the job has ended.
-        """
-        return await self.send(call, job_id)
 
 
 class EventStream(OutputHandler):

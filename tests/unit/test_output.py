@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import tempfile
+import threading
+import time
 import uuid
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from shell_service.output import CHUNK, OutputStore
+from shell_service.output import CHUNK, STREAMS, OutputReader, OutputStore, Stream
 
 JOB = uuid.UUID("019a2b3c-4d5e-7f60-a1b2-c3d4e5f60718")
 
@@ -30,11 +33,21 @@ def write(store: OutputStore, data: bytes, attempt: int = 1) -> None:
     os.close(descriptor)
 
 
+def pieces(store: OutputStore, start: int, end: int) -> list[bytes]:
+    """What a reader is sent of the first attempt's standard output."""
+
+    async def read() -> list[bytes]:
+        return [piece async for piece in OutputReader(store).chunks(JOB, 1, "stdout", start, end)]
+
+    return asyncio.run(read())
+
+
 def test_a_stream_without_a_file_is_empty(store: OutputStore) -> None:
     assert store.size(JOB, 1, "stdout") == 0
     assert store.read(JOB, 1, "stdout", 0, 10) == store.read(JOB, 1, "stdout", -5, 10) == b""
     assert store.tail(JOB, 1, "stdout", 10) == ""
-    assert list(store.chunks(JOB, 1, "stdout", 0, 10)) == []
+    assert pieces(store, 0, 10) == []
+    assert store.beyond(JOB, 1, {"stdout": 0, "stderr": 5}) == {}
 
 
 def test_streams_and_attempts_have_files_of_their_own(store: OutputStore) -> None:
@@ -69,9 +82,39 @@ def test_a_day_s_jobs_are_spread(store: OutputStore) -> None:
 def test_long_output_comes_in_pieces(store: OutputStore) -> None:
     data = os.urandom(CHUNK * 2 + 17)
     write(store, data)
-    pieces = list(store.chunks(JOB, 1, "stdout", 5, len(data) - 5))
-    assert b"".join(pieces) == data[5:-5]
-    assert max(map(len, pieces)) == CHUNK
+    found = pieces(store, 5, len(data) - 5)
+    assert b"".join(found) == data[5:-5]
+    assert max(map(len, found)) == CHUNK
+    assert store.beyond(JOB, 1, {"stdout": 5}) == {"stdout": data[5 : 5 + CHUNK]}
+    assert store.beyond(JOB, 1, {"stdout": len(data)}) == {}
+
+
+def test_a_disk_that_does_not_answer_holds_up_nobody_but_those_who_read_it(tmp_path: Path) -> None:
+    silent, answer = threading.Event(), threading.Event()
+
+    class Hung(OutputStore):
+        def size(self, job_id: uuid.UUID, attempt: int, stream: Stream) -> int:
+            silent.set()
+            assert answer.wait(20)
+            if stream == "stderr":
+                raise OSError("stale")
+            return 5
+
+    async def main() -> None:
+        reader, before = OutputReader(Hung(tmp_path)), set(threading.enumerate())
+        asking = [asyncio.create_task(reader.size(JOB, 1, stream)) for stream in STREAMS for _ in range(100)]
+        await asyncio.to_thread(silent.wait, 20)
+        begun = time.monotonic()
+        for _ in range(10):  # the loop goes on, and threads for others are there
+            await asyncio.to_thread(time.monotonic)
+        assert time.monotonic() - begun < 5
+        assert sum("outputs" in thread.name for thread in set(threading.enumerate()) - before) == 1
+        answer.set()
+        found = await asyncio.gather(*asking, return_exceptions=True)
+        assert found[:100] == [5] * 100
+        assert {str(error) for error in found[100:]} == {"stale"}
+
+    asyncio.run(main())
 
 
 @given(st.text(max_size=30), st.integers(4, 40))
@@ -118,7 +161,7 @@ class Growing(RuleBasedStateMachine):
 
     @rule(start=st.integers(0, 600), end=st.integers(0, 600))
     def read_all(self, start: int, end: int) -> None:
-        assert b"".join(self.store.chunks(JOB, 1, "stdout", start, end)) == self.data[start:end]
+        assert b"".join(pieces(self.store, start, end)) == self.data[start:end]
 
     @invariant()
     def the_size_is_right(self) -> None:

@@ -20,7 +20,7 @@ from shell_service import streams
 from shell_service.handlers.output import _encode
 from shell_service.hub import Hub
 from shell_service.jobs import Found
-from shell_service.output import STREAMS, OutputStore
+from shell_service.output import STREAMS, OutputReader, OutputStore
 from shell_service.streams import Event, Follower, Position, Ticker, whole_characters
 
 positions = st.builds(Position, st.integers(0, 99_999), st.integers(0, 10**15 - 1), st.integers(0, 10**15 - 1))
@@ -111,7 +111,7 @@ def follower_of(folder: Path, status: str, may_go_on: Callable[[], Awaitable[Non
         return Found(row)  # type: ignore[arg-type]
 
     hub = Hub(None)  # type: ignore[arg-type]  # asks its database only when it runs
-    return Follower(hub, Ticker(0.001), OutputStore(folder), look, may_go_on, STREAMS, text=True)
+    return Follower(hub, Ticker(0.001), OutputReader(OutputStore(folder)), look, may_go_on, STREAMS, text=True)
 
 
 async def nothing() -> None:
