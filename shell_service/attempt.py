@@ -12,6 +12,7 @@ from functools import partial
 from baselayer.failpoint import FailPoints
 from shell_service.capture import Capture
 from shell_service.journal import Journal
+from shell_service.models import MAX_RETRY_DELAY
 from shell_service.output import OutputStore
 from shell_service.queue import Claim, Fenced, Result
 from shell_service.sandbox import Command, Exit, Process, Sandbox, SandboxError
@@ -20,7 +21,6 @@ from shell_service.settings import Jobs
 logger = logging.getLogger(__name__)
 
 _DRAIN_OUTPUT = 2.0  # seconds that output may still come after the last process has gone
-_MAX_RETRY_DELAY = 7 * 86_400.0
 
 
 class NotBegun(Exception):
@@ -184,5 +184,5 @@ class Attempt:
     def _result(self, status: str, reason: str, **figures: object) -> Result:
         claim, retry_in = self.claim, None
         if status in ("FAILED", "TIMEOUT") and claim.attempt <= claim.retries:
-            retry_in = min(_MAX_RETRY_DELAY, claim.retry_delay * 2.0 ** (claim.attempt - 1))
+            retry_in = min(MAX_RETRY_DELAY, claim.retry_delay * 2.0 ** (claim.attempt - 1))
         return Result(claim.job_id, claim.fence, status, reason, self._runner, retry_in=retry_in, **figures)  # type: ignore[arg-type]

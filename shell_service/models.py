@@ -33,6 +33,7 @@ from baselayer.visibility import Viewer
 
 FINAL_STATUSES = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL")
 STATUSES = ("PENDING", "RUNNING", *FINAL_STATUSES)
+MAX_RETRY_DELAY = 7 * 86_400.0  # seconds, however often the first delay is doubled
 
 # Rows of the queue come and go by the thousand: vacuum them early and without pauses.
 _QUEUE_STORAGE = {

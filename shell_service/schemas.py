@@ -390,7 +390,10 @@ class Stats(Schema):
         values=fields.Integer(),
         metadata=about("Jobs by status: those that wait or run now, and those of the last 24 hours that ended."),
     )
-    oldest_ready_seconds = _nullable(fields.Float, "How long the first job that could start has waited.")
+    oldest_ready_seconds = _nullable(
+        fields.Float,
+        "How long the next job to start has waited since it could start; of all users' next jobs, the longest.",
+    )
     runners = fields.List(fields.Nested(RunnerRecord), metadata=about("The runners that are up."))
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from shell_service.jobs import first_id_of
-from shell_service.models import STATUSES
+from shell_service.models import MAX_RETRY_DELAY, STATUSES
 
 _DAY_MS = 86_400_000
 
@@ -43,11 +43,30 @@ def stats(session: Session, user_id: int | None) -> dict[str, Any]:
 
 
 def _oldest(session: Session, user_id: int | None) -> float | None:
-    where = "" if user_id is None else "WHERE user_id = :user"
-    oldest = session.scalar(text(f"SELECT min(job_id::text) FROM ready_job {where}"), {"user": user_id})
-    if oldest is None:
-        return None
-    return max(0.0, time.time() - (int(oldest.replace("-", "")[:12], 16)) / 1000)
+    """For how many seconds the job that starts next could have started; of all users' next jobs, the longest.
+
+    A job waits from when it was submitted, from its `run_at`, or from when its next attempt was due. One look into the
+    index for each user who has jobs, so the cost does not grow with the jobs that wait.
+    """
+    waited: float | None = session.scalar(_OLDEST, {"user": user_id, "longest": MAX_RETRY_DELAY})
+    return None if waited is None else max(0.0, waited)
+
+
+_OLDEST = text(
+    """
+    WITH RECURSIVE next AS (
+      (SELECT user_id, job_id FROM ready_job WHERE :user IS NULL OR user_id = :user
+       ORDER BY user_id, ord, job_id LIMIT 1)
+      UNION ALL
+      SELECT more.* FROM next CROSS JOIN LATERAL (
+        SELECT q.user_id, q.job_id FROM ready_job q WHERE :user IS NULL AND q.user_id > next.user_id
+        ORDER BY q.user_id, q.ord, q.job_id LIMIT 1) AS more)
+    SELECT max(extract(epoch FROM clock_timestamp() - greatest(
+      j.created_at, j.run_at, CASE WHEN j.attempt > 0 THEN j.modified + make_interval(
+        secs => least(:longest, j.retry_delay * 2.0 ^ least(j.attempt - 1, 30))) END)))::float8
+    FROM next JOIN job j ON j.id = next.job_id
+    """.replace(":user", "CAST(:user AS int)").replace(":longest", "CAST(:longest AS float8)")
+)
 
 
 def _runners(session: Session) -> list[dict[str, Any]]:
