@@ -95,7 +95,11 @@ class Jobs(SubmitHandler):
         Answers with the job as soon as it is stored; with `wait`, or the header `Prefer: wait=SECONDS`, when it has
         ended or after so many seconds. The same `Idempotency-Key` with the same request gives the same job again.
         """
-        wait = _wait_of(call)
+        wait: float | None = call.query["wait"]
+        if wait is None and (prefer := call.header("Prefer")):
+            wait = _preferred_wait(prefer)
+            if wait is not None:
+                self.set_header("Preference-Applied", f"wait={wait}")
         if wait and len(self.app.hub) >= self.app.settings.server.max_waiting:
             raise Unavailable("Too many requests wait for jobs already; submit without waiting, and ask later.")
         job = submissions.new_job(call.caller.user_id, call.body)
@@ -248,19 +252,16 @@ def _digest(path: str, body: bytes) -> bytes:
     return hashlib.sha256(path.encode() + b"\0" + canonical).digest()
 
 
-def _wait_of(call: Call) -> float | None:
-    """Seconds to wait: of the query, else of the Prefer header (RFC 7240, section 4.3)."""
-    wait: float | None = call.query["wait"]
-    if wait is not None:
-        return wait
-    match = re.search(r"(?:^|[\s,;])wait\s*=\s*([^\s,;]*)", call.header("Prefer") or "", re.IGNORECASE)
+def _preferred_wait(prefer: str) -> int | None:
+    """Seconds to wait that a Prefer header names (RFC 7240, section 4.3)."""
+    match = re.search(r"(?:^|[\s,;])wait\s*=\s*([^\s,;]*)", prefer, re.IGNORECASE)
     if match is None:
         return None
     number = re.fullmatch(r'"?(\d{1,3})"?', match[1], re.ASCII)
     if number is None or int(number[1]) > _MAX_WAIT:
         problem = f"wait must be a whole number of seconds, 0 to {_MAX_WAIT}."
         raise InvalidRequest(f"In Prefer, {problem}", {"Prefer": [problem]})
-    return float(number[1])
+    return int(number[1])
 
 
 ROUTES = [

@@ -109,6 +109,24 @@ def test_submissions_are_limited_by_the_minute(person: Callable[..., Person], bo
     assert api.get("/api/jobs").status == 200
 
 
+@pytest.mark.parametrize(("limit", "says"), [("max_queued", "5 jobs queued"), ("jobs_per_minute", "5 jobs a minute")])
+def test_a_batch_that_can_never_be_taken_is_not_said_to_be_one_later(
+    person: Callable[..., Person], limit: str, says: str
+) -> None:
+    api = person(**{limit: 5}).api
+    job = {"code": "true", "delay": 3600}
+    answer = api.post("/api/jobs/batch", {"jobs": [job] * 6})
+    assert (answer.status, answer.code) == (400, "invalid_request")
+    assert says in answer.body["message"] and "6" in answer.body["message"]
+    assert "Retry-After" not in answer.headers
+    assert api.post("/api/jobs/batch", {"jobs": [job] * 4}).status == 200
+    later = api.post("/api/jobs/batch", {"jobs": [job] * 4})
+    assert later.status == 429
+    # Of four jobs a minute's two and more must be over: in this minute by the clock, and a part of the next.
+    assert limit == "max_queued" or 10 <= int(later.headers["Retry-After"]) <= 120
+    api.post("/api/jobs/cancel", {}).data  # noqa: B018
+
+
 def test_running_jobs_are_limited_by_user(person: Callable[..., Person], bob: Api) -> None:
     api = person(max_running=2).api
     jobs = [api.submit("sleep 30") for _ in range(5)]

@@ -26,8 +26,9 @@ from tests.waiting import eventually
 
 def test_wait_answers_with_the_end(alice: Api) -> None:
     assert alice.submit("sleep 0.3; echo done", wait=30)["stdout"] == "done\n"
-    job = alice.post("/api/jobs", {"code": "echo done"}, headers={"Prefer": "respond-async, wait=30"}).data
-    assert job["stdout"] == "done\n"
+    answer = alice.post("/api/jobs", {"code": "echo done"}, headers={"Prefer": "respond-async, wait=30"})
+    assert answer.data["stdout"] == "done\n"
+    assert answer.headers["Preference-Applied"] == "wait=30"
 
 
 def test_wait_answers_at_its_limit(alice: Api) -> None:
@@ -43,8 +44,10 @@ def test_not_waiting_is_at_once(alice: Api) -> None:
         job = alice.post("/api/jobs", {"code": "sleep 30"}, **options).data
         assert job["status"] == "PENDING"
     # the query says it before the header
-    job = alice.post("/api/jobs?wait=0", {"code": "sleep 30"}, headers={"Prefer": "wait=30"}).data
-    assert job["status"] == "PENDING"
+    answer = alice.post("/api/jobs?wait=0", {"code": "sleep 30"}, headers={"Prefer": "wait=30"})
+    assert answer.data["status"] == "PENDING"
+    assert "Preference-Applied" not in answer.headers
+    assert alice.post("/api/jobs?wait=0", {"code": "true"}, headers={"Prefer": "wait=x"}).status == 200
     alice.post("/api/jobs/cancel", {}).data  # noqa: B018
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from baselayer.errors import InvalidRequest, NotFound, RangeNotSatisfiable
 from baselayer.fields import Flag, Number, Text, Whole
 from baselayer.handler import _from_text, _sentence
 from shell_service.handlers.base import decode_cursor, encode_cursor, job_cursor
-from shell_service.handlers.jobs import _wait_of
+from shell_service.handlers.jobs import _preferred_wait
 from shell_service.handlers.output import parse_range
 from shell_service.jobs import Filter, first_id_of, parse_id, public_id
 
@@ -165,15 +164,9 @@ def test_ids_made_one_after_another_are_in_order() -> None:
 # -- the Prefer header -----------------------------------------------------------------------------------------------
 
 
-def wait_of(prefer: str | None, query: float | None = None) -> float | None:
-    call: Any = SimpleNamespace(query={"wait": query}, header={"Prefer": prefer}.get)
-    return _wait_of(call)
-
-
 @pytest.mark.parametrize(
     ("prefer", "wait"),
     [
-        (None, None),
         ("", None),
         ("return=minimal", None),
         ("await=5", None),
@@ -187,8 +180,8 @@ def wait_of(prefer: str | None, query: float | None = None) -> float | None:
         ("wait = 7", 7),
     ],
 )
-def test_prefer(prefer: str | None, wait: float | None) -> None:
-    assert wait_of(prefer) == wait
+def test_prefer(prefer: str, wait: int | None) -> None:
+    assert _preferred_wait(prefer) == wait
 
 
 @pytest.mark.parametrize(
@@ -196,13 +189,8 @@ def test_prefer(prefer: str | None, wait: float | None) -> None:
 )
 def test_what_cannot_be_preferred(prefer: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        wait_of(prefer)
+        _preferred_wait(prefer)
     assert "Prefer" in caught.value.errors
-
-
-def test_the_query_goes_before() -> None:
-    assert wait_of("wait=5", 0.0) == 0.0
-    assert wait_of("wait=x", 2.5) == 2.5
 
 
 # -- values in a query, sentences about errors -----------------------------------------------------------------------
