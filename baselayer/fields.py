@@ -11,8 +11,6 @@ from typing import Any
 
 from marshmallow import Schema, ValidationError, fields, pre_load, validate
 
-from baselayer import config
-
 
 class Text(fields.String):
     """Text, of `low` to `high` characters, without NUL."""
@@ -71,16 +69,6 @@ class Flag(fields.Boolean):
         if not isinstance(value, bool):
             raise ValidationError("Must be true or false.")
         return value
-
-
-class Size(fields.Field[int]):
-    """A size in bytes: a whole number, or text such as ``"256MiB"``."""
-
-    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> int:
-        try:
-            return config.parse_bytes(value)
-        except ValueError as error:
-            raise ValidationError(str(error)) from None
 
 
 class Items(fields.List):

@@ -28,7 +28,6 @@ class Listener:
         self._dsn = dsn_of(url)
         self._handlers = handlers
         self._on_connect = on_connect
-        self.connected = False
 
     async def run(self) -> None:
         """Listen until cancelled."""
@@ -43,13 +42,11 @@ class Listener:
                 continue
             delay = 0.1
             try:
-                self.connected = True
                 self._on_connect()
                 await self._listen(connection)
             except psycopg2.Error as error:
                 logger.warning("listening ended: %s", str(error).strip().splitlines()[:1])
             finally:
-                self.connected = False
                 connection.close()
 
     def _connect(self) -> psycopg2.extensions.connection:

@@ -15,7 +15,7 @@ from marshmallow import Schema, fields
 
 from baselayer import code_samples, errors
 from baselayer.errors import ApiError
-from baselayer.fields import Instant, Number, Size, Text
+from baselayer.fields import Instant, Number, Text
 from baselayer.handler import ANY, PUBLIC, Endpoint, Route
 
 Json = dict[str, Any]
@@ -151,8 +151,6 @@ def _attributes(converter: Any, item: fields.Field[Any], *, ret: Json, **kwargs:
         ret["exclusiveMinimum"] = ret.pop("minimum")
     if isinstance(item, Instant):
         ret.update(type=["string", "null"] if item.allow_none else "string", format="date-time")
-    if isinstance(item, Size):
-        ret["oneOf"] = [{"type": "integer", "minimum": 0}, {"type": "string", "examples": ["256MiB"]}]
     if isinstance(item, fields.Dict):
         for ours, theirs in (("minProperties", "minLength"), ("maxProperties", "maxLength")):
             if theirs in ret:

@@ -54,6 +54,7 @@ class Hub:
         self._watched: dict[uuid.UUID, set[Watch]] = {}
         self._states: dict[uuid.UUID, State] = {}
         self._poll_now = asyncio.Event()
+        self._count = 0  # of those who watch
         self.closing = False
 
     def close(self) -> None:
@@ -64,7 +65,7 @@ class Hub:
                 watch.wake()
 
     def __len__(self) -> int:
-        return sum(map(len, self._watched.values()))
+        return self._count
 
     @contextmanager
     def watch(self, job_id: uuid.UUID, end_only: bool = False) -> Iterator[Watch]:
@@ -74,9 +75,11 @@ class Hub:
         """
         watch = Watch(end_only)
         self._watched.setdefault(job_id, set()).add(watch)
+        self._count += 1
         try:
             yield watch
         finally:
+            self._count -= 1
             watches = self._watched[job_id]
             watches.discard(watch)
             if not watches:

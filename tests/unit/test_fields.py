@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from marshmallow import ValidationError, fields
 
-from baselayer.fields import Flag, Instant, Items, Number, Pairs, Request, Size, Text, Whole, rfc3339
+from baselayer.fields import Flag, Instant, Items, Number, Pairs, Request, Text, Whole, rfc3339
 
 ODD = [None, True, False, "1", "", " ", "true", [], {}, [1], {"a": 1}, float("nan"), float("inf")]
 
@@ -66,15 +66,6 @@ def test_any_text_but_nul(value: str) -> None:
 @pytest.mark.parametrize("value", ["a\n", "\na", "a b", "á", "", "a/b", "a\0"])
 def test_a_pattern_is_about_the_whole_text(value: str) -> None:
     assert refused(Text(pattern="[a-z]+"), value)
-
-
-@pytest.mark.parametrize("value", [None, True, -1, "x", 1.5, "1MB"])
-def test_no_sizes(value: Any) -> None:
-    assert refused(Size(), value)
-
-
-def test_sizes() -> None:
-    assert [Size().deserialize(value) for value in (5, "5", "1KiB")] == [5, 5, 1024]
 
 
 @pytest.mark.parametrize(
