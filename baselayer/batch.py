@@ -31,20 +31,13 @@ class Batcher(Generic[Item, Result]):
         max_queue: int = 10_000,
         weigh: Callable[[Item], int] = lambda item: 0,
         max_weight: int = 0,
-        linger: float = 0.0,
     ) -> None:
-        """A batch takes up to `max_items`, and none after those in it `weigh` more than `max_weight` together.
-
-        `linger` is for how many seconds a batch of several is followed by a pause, in which the next one grows.
-        What comes alone never waits. Where a batch costs much more than an item, a pause shorter than a batch takes
-        lets the same items come in fewer batches.
-        """
+        """A batch takes up to `max_items`, and none after those in it `weigh` more than `max_weight` together."""
         self._flush = flush
         self._max_items = max_items
         self._max_queue = max_queue
         self._weigh = weigh
         self._max_weight = max_weight
-        self._linger = linger
         self._queue: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._task: asyncio.Task[None] | None = None
 
@@ -68,8 +61,6 @@ class Batcher(Generic[Item, Result]):
                     future.set_exception(result)
                 else:
                     future.set_result(result)
-            if self._linger and len(batch) > 1:
-                await asyncio.sleep(self._linger)
 
     def _next(self) -> list[tuple[Item, asyncio.Future[Result]]]:
         batch: list[tuple[Item, asyncio.Future[Result]]] = []
