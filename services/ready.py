@@ -19,16 +19,16 @@ _PAUSE = 0.1  # seconds between looks
 
 async def schema_is_current(database: Database, stop: asyncio.Event) -> bool:
     """Wait until the database is there and migrated to this code's version; False when `stop` was set before."""
-    head, said = migrations.head(), False
+    said = False
     while not stop.is_set():
         try:
             version = await database.ask(_version)
         except Unavailable:
             version = None
-        if version == head:
+        if version == migrations.HEAD:
             return True
         if not said:
-            logger.info("waiting for the database to have schema %s; it has %s", head, version)
+            logger.info("waiting for the database to have schema %s; it has %s", migrations.HEAD, version)
             said = True
         await wait_for(stop, _PAUSE)
     return False

@@ -1,31 +1,31 @@
-"""The schema's history. `upgrade` brings a database to the newest version; old rows are never lost on the way."""
+"""The schema's history. `upgrade` brings a database to the newest version; old rows are never lost on the way.
+
+Alembic is imported where it works: whoever only asks for the version would keep 12 MiB of it for nothing.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import alembic.command
-import alembic.config
-import alembic.script
 import sqlalchemy
 from sqlalchemy import Connection, text
 
+if TYPE_CHECKING:
+    import alembic.config
+
+HEAD = "0001"  # the newest version that this code knows
 _LOCK = 7_100  # advisory lock: one upgrade at a time
 
 
 def alembic_config(connection: Connection | None = None) -> alembic.config.Config:
     """Alembic's configuration for this folder, working over `connection`."""
+    import alembic.config
+
     config = alembic.config.Config()
     config.set_main_option("script_location", str(Path(__file__).parent))
     config.attributes["connection"] = connection
     return config
-
-
-def head() -> str:
-    """The newest version that this code knows."""
-    newest = alembic.script.ScriptDirectory.from_config(alembic_config()).get_current_head()
-    assert newest is not None
-    return newest
 
 
 def current(connection: Connection) -> str | None:
@@ -38,6 +38,8 @@ def current(connection: Connection) -> str | None:
 
 def remove(connection: Connection) -> None:
     """Remove everything of ours from the database."""
+    import alembic.command
+
     if current(connection) is not None:
         alembic.command.downgrade(alembic_config(connection), "base")
         connection.execute(text("DROP TABLE alembic_version"))
@@ -45,7 +47,9 @@ def remove(connection: Connection) -> None:
 
 
 def upgrade(connection: Connection) -> None:
-    """Bring the database to `head`; of several that try at once, one does it and the others wait."""
+    """Bring the database to `HEAD`; of several that try at once, one does it and the others wait."""
+    import alembic.command
+
     connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
     try:
         connection.commit()

@@ -316,10 +316,3 @@ def test_with_tls(folder: Path) -> None:
 def test_free_ports_are_free() -> None:
     with socket.create_server(("127.0.0.1", free_port())):
         pass
-
-
-def test_what_waits_in_front_needs_little(stack: Stack) -> None:
-    """Its memory is held as long as the service runs, for nothing but waiting."""
-    maps = Path(f"/proc/{stack.pid}/maps").read_text()
-    assert "psycopg2" not in maps
-    assert "sqlalchemy" not in maps

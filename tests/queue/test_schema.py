@@ -24,7 +24,7 @@ def test_models_and_migrations_agree(transact: Transactions) -> None:
             connection, opts={"compare_type": True, "compare_server_default": True}
         )
         assert alembic.autogenerate.compare_metadata(context, Base.metadata) == []
-        assert migrations.current(connection) == migrations.head()
+        assert migrations.current(connection) == migrations.HEAD
 
 
 def test_check_constraints_are_those_of_the_models(transact: Transactions) -> None:
