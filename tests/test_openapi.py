@@ -17,7 +17,7 @@ from referencing.jsonschema import DRAFT202012
 
 from baselayer import openapi
 from baselayer.errors import ApiError
-from baselayer.fields import Number, Size, Text
+from baselayer.fields import Number, Text
 from baselayer.handler import ANY, PUBLIC, Endpoint
 from shell_service import document, schemas
 from shell_service.scopes import MEANINGS
@@ -231,4 +231,3 @@ def test_our_own_fields() -> None:
     half_open = attributes(Number(low=0, high=5, closed=False))
     assert half_open["exclusiveMinimum"] == 0 and half_open["maximum"] == 5 and "minimum" not in half_open
     assert attributes(Number(low=0, high=5))["minimum"] == 0
-    assert [kind["type"] for kind in attributes(Size())["oneOf"]] == ["integer", "string"]
