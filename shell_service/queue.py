@@ -242,43 +242,9 @@ def release(session: Session, attempts: Sequence[Fenced], certain: bool = False)
 
 def cancel(session: Session, job_ids: Sequence[uuid.UUID], by: str) -> None:
     """End the waiting among these jobs, and ask the runners of the running ones to end them."""
-    ids = {"ids": [str(job_id) for job_id in job_ids], "by": by}
-    # A job may move between tables while we look; whoever was missed stands somewhere else at the next look.
-    for _ in range(5):
-        ended = session.execute(
-            text(
-                """
-                WITH waiting AS (
-                  DELETE FROM ready_job WHERE job_id = ANY(CAST(:ids AS uuid[])) RETURNING job_id),
-                later AS (
-                  DELETE FROM deferred_job WHERE job_id = ANY(CAST(:ids AS uuid[])) RETURNING job_id)
-                UPDATE job j SET status = 'CANCELLED', reason = 'cancelled by ' || :by, cancelled_by = :by,
-                  finished_at = statement_timestamp(), modified = statement_timestamp()
-                FROM (SELECT job_id FROM waiting UNION ALL SELECT job_id FROM later) AS w
-                WHERE j.id = w.job_id AND j.status IS NULL RETURNING j.id
-                """
-            ),
-            ids,
-        ).scalars()
-        _tell_of(session, "F", list(ended))
-        asked = session.execute(
-            text(
-                "UPDATE running_job SET cancel_requested_at = clock_timestamp(), cancelled_by = :by"
-                " WHERE job_id = ANY(CAST(:ids AS uuid[])) AND cancel_requested_at IS NULL RETURNING job_id"
-            ),
-            ids,
-        ).scalars()
-        for job_id in asked:
-            notify(session, "cancel", job_id.hex)
-        missed = session.scalar(
-            text(
-                "SELECT count(*) FROM job j WHERE j.id = ANY(CAST(:ids AS uuid[])) AND j.status IS NULL AND NOT EXISTS"
-                " (SELECT FROM running_job r WHERE r.job_id = j.id AND r.cancel_requested_at IS NOT NULL)"
-            ),
-            ids,
-        )
-        if not missed:
-            return
+    session.execute(
+        text("SELECT cancel_jobs(CAST(:ids AS uuid[]), :by)"), {"ids": [str(job_id) for job_id in job_ids], "by": by}
+    )
 
 
 def promote(session: Session, limit: int = 1000) -> int:

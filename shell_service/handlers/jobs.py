@@ -31,7 +31,7 @@ from shell_service.hub import Watch
 from shell_service.records import Record
 from shell_service.submissions import NewJob, Submission
 
-_CANCEL_AT_ONCE = 500  # jobs that one transaction cancels: claims wait for the rows that it holds
+_CANCEL_AT_ONCE = 500  # jobs that one statement cancels: claims wait for the rows that it holds
 _MAX_WAIT = 300  # seconds
 
 
@@ -165,7 +165,7 @@ class CancelMany(AppHandler):
         if wanted == jobs.Filter():
             wanted = jobs.Filter(submitter=call.caller.username)
         cancelled = 0
-        while count := await self.app.database.run(_cancel_matching, call.caller, wanted):
+        while count := await self.app.database.ask(_cancel_matching, call.caller, wanted):
             cancelled += count
             self.app.failpoints.reach("app.after_cancel")
         return {"cancelled": cancelled}
@@ -193,7 +193,7 @@ class Cancel(AppHandler):
         A waiting job ends at once. A running one gets SIGTERM, and after a grace time SIGKILL with all that it
         started; its status changes when it has ended. A job that has ended stays as it is.
         """
-        record = await self.app.database.run(self._cancel, call.caller, job_id)
+        record = await self.app.database.ask(self._cancel, call.caller, job_id)
         self.app.failpoints.reach("app.after_cancel")
         return record
 
@@ -201,7 +201,6 @@ class Cancel(AppHandler):
         found = jobs.find(session, caller, job_id)
         if not found.final:
             queue.cancel(session, [found.job_id], caller.username)
-            session.flush()
             found = jobs.find(session, caller, job_id)
         return self.app.records.of_one(session, caller, found)
 

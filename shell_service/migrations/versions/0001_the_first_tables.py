@@ -193,12 +193,12 @@ def upgrade() -> None:
         postgresql_with={"fillfactor": "50"},
     )
     op.execute("CREATE SEQUENCE fence_seq")
-    for function in ("claim_jobs", "submit_jobs"):
+    for function in ("claim_jobs", "submit_jobs", "cancel_jobs"):
         op.execute(Path(__file__).with_name(f"0001_{function}.sql").read_text())
 
 
 def downgrade() -> None:
-    op.execute("DROP FUNCTION submit_jobs, claim_jobs")
+    op.execute("DROP FUNCTION cancel_jobs, submit_jobs, claim_jobs")
     op.execute("DROP SEQUENCE fence_seq")
     op.drop_table("submission_count")
     op.drop_table("user_limits")
