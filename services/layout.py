@@ -80,9 +80,8 @@ def clean_environment(settings: Settings) -> dict[str, str]:
         "HOME": str(settings.data_dir),
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
-        # What a load has needed goes back to the system: glibc keeps heaps for many threads, and what is free in them.
+        # glibc would keep a heap for each thread, and in each of them what a load has needed.
         "MALLOC_ARENA_MAX": "2",
-        "MALLOC_TRIM_THRESHOLD_": "131072",
         MARK: str(settings.data_dir),
     }
 
