@@ -61,8 +61,12 @@ class Connection:
         """
         with self._raw.cursor() as cursor:
             cursor.execute(sql, parameters)
+            waited = False
             while (state := self._raw.poll()) != POLL_OK:
-                await self._wait(writing=state == POLL_WRITE)
+                # uvloop tells of a socket in error only once, maybe before we had read what came before the error.
+                if not (waited and _ready(self._descriptor, select.POLLIN, 0)):
+                    await self._wait(writing=state == POLL_WRITE)
+                    waited = True
             return cursor.fetchall() if cursor.description else []
 
     async def _wait(self, writing: bool) -> None:
