@@ -80,8 +80,9 @@ def clean_environment(settings: Settings) -> dict[str, str]:
         "HOME": str(settings.data_dir),
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
-        # glibc would keep a heap for each thread, and in each of them what a load has needed.
+        # glibc would keep a heap for each thread, and in each of them, as in PostgreSQL's, what a load has needed.
         "MALLOC_ARENA_MAX": "2",
+        "MALLOC_TRIM_THRESHOLD_": "131072",
         MARK: str(settings.data_dir),
     }
 
