@@ -214,10 +214,10 @@ def test_the_database_is_not_cleared_under_a_running_service(stack: Stack, yes: 
 
 
 @pytest.mark.parametrize("program", ["app_00", "status", "scheduler", "runner_00", "postgres", "nginx"])
-def test_a_killed_program_comes_back(own: Stack, program: str) -> None:
-    pid = own.kill(program)
-    own.wait_for(program, other_than=pid)
-    eventually(lambda: _answers(own), 30)
+def test_a_killed_program_comes_back(stack: Stack, program: str) -> None:
+    pid = stack.kill(program)
+    stack.wait_for(program, other_than=pid)
+    eventually(lambda: _answers(stack), 30)
 
 
 def _answers(stack: Stack) -> bool:
