@@ -192,7 +192,7 @@ class Settings:
     @property
     def max_connections(self) -> int:
         """Connections that the embedded server allows: what the services may open, and 50 for people and tests."""
-        workers = self.server.processes * (self.database.pool_size + 2)
+        workers = self.server.processes * (self.database.pool_size + 4)
         return workers + self.runner.processes * 8 + 50
 
 
