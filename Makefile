@@ -96,6 +96,7 @@ tls_self_signed: $(RUNTIME) ## write a certificate and key for tests
 	@$(MANAGE) tls_self_signed
 
 clean: ## remove what was built here; never data
+	@if grep -qsF "$(CURDIR)/$(VENV)/" /proc/[0-9]*/maps; then echo "something runs from $(VENV): make stop first" >&2; exit 1; fi
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis .schemathesis docs/_build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

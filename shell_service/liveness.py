@@ -27,30 +27,30 @@ class Running:
     cancel_requested: bool
 
 
-def register(session: Session, host: str, name: str, incarnation: uuid.UUID, slots: int, sandbox: str | None) -> int:
+def register(session: Session, host: str, name: str, incarnation: uuid.UUID, slots: int, obstacle: str | None) -> int:
     """Enter a runner that has just started, in place of its predecessor of the same name; return its id."""
     runner_id: int | None = session.scalar(
         text(
-            "INSERT INTO runner (host, name, incarnation, state, slots, sandbox)"
-            " VALUES (:host, :name, :incarnation, 'live', :slots, :sandbox)"
+            "INSERT INTO runner (host, name, incarnation, state, slots, obstacle)"
+            " VALUES (:host, :name, :incarnation, 'live', :slots, :obstacle)"
             " ON CONFLICT (host, name) DO UPDATE SET incarnation = :incarnation, state = 'live', slots = :slots,"
-            " sandbox = :sandbox, beat = runner.beat + 1, beat_at = now(), started_at = now() RETURNING id"
+            " obstacle = :obstacle, beat = runner.beat + 1, beat_at = now(), started_at = now() RETURNING id"
         ),
-        {"host": host, "name": name, "incarnation": incarnation, "slots": slots, "sandbox": sandbox},
+        {"host": host, "name": name, "incarnation": incarnation, "slots": slots, "obstacle": obstacle},
     )
     assert runner_id is not None
     return runner_id
 
 
-def beat(session: Session, runner_id: int, incarnation: uuid.UUID, sandbox: str | None, state: str) -> bool:
+def beat(session: Session, runner_id: int, incarnation: uuid.UUID, obstacle: str | None, state: str) -> bool:
     """Record that a runner is alive, and its `state`; False when it has been declared gone or replaced."""
     session.execute(text("SET LOCAL synchronous_commit = off"))
     row = session.execute(
         text(
-            "UPDATE runner SET beat = beat + 1, beat_at = now(), sandbox = :sandbox, state = :state"
+            "UPDATE runner SET beat = beat + 1, beat_at = now(), obstacle = :obstacle, state = :state"
             " WHERE id = :id AND incarnation = :incarnation AND state IN ('live', 'draining') RETURNING id"
         ),
-        {"id": runner_id, "incarnation": incarnation, "sandbox": sandbox, "state": state},
+        {"id": runner_id, "incarnation": incarnation, "obstacle": obstacle, "state": state},
     ).first()
     return row is not None
 

@@ -203,7 +203,7 @@ class Runner(Base):
     incarnation: Mapped[uuid.UUID] = mapped_column(Uuid)
     state: Mapped[str]
     slots: Mapped[int]
-    sandbox: Mapped[str | None]  # why it takes no jobs; null when all is well
+    obstacle: Mapped[str | None]  # why it takes no jobs; null when all is well
     beat: Mapped[int] = mapped_column(BigInteger, server_default="0")
     beat_at: Mapped[datetime] = mapped_column(server_default=func.now())
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -49,10 +49,10 @@ class Supply:
             return
         self._looked_at = time.monotonic()
         fresh = Runner.beat_at > func.now() - func.make_interval(0, 0, 0, 0, 0, 0, self._lost_after)
-        sandboxes = session.scalars(select(Runner.sandbox).where(Runner.state == "live", fresh)).all()
-        if not sandboxes:
+        obstacles = session.scalars(select(Runner.obstacle).where(Runner.state == "live", fresh)).all()
+        if not obstacles:
             self.problem = "no runner is up"
-        elif all(sandboxes):  # each says why it takes no jobs
+        elif all(obstacles):  # each says why it takes no jobs
             self.problem = "no runner can run jobs now; the operator's log says why"
         else:
             self.problem = None

@@ -124,7 +124,7 @@ class Site:
         eventually(
             lambda: (
                 runner.process.poll() is not None
-                or self.transact.sql("SELECT incarnation FROM runner WHERE state = 'live' AND sandbox IS NULL")
+                or self.transact.sql("SELECT incarnation FROM runner WHERE state = 'live' AND obstacle IS NULL")
                 not in (before, [])
             )
         )

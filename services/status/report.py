@@ -29,7 +29,7 @@ SECONDS = 2
 COUNT_LIMIT = 100_000  # counting stops here: a long queue must not make a slow page
 
 _RUNNERS = """
-SELECT runner.name, runner.state, runner.slots, runner.sandbox IS NULL,
+SELECT runner.name, runner.state, runner.slots, runner.obstacle IS NULL,
        extract(epoch FROM clock_timestamp() - runner.beat_at)::float8,
        (SELECT count(*) FROM running_job WHERE running_job.runner_id = runner.id)
 FROM runner WHERE runner.state <> 'gone' OR runner.beat_at > now() - interval '1 hour'
@@ -108,14 +108,14 @@ def _database(settings: Settings) -> dict[str, Any]:
 
 
 def _runner(row: tuple[Any, ...]) -> dict[str, Any]:
-    name, state, slots, sandbox, age, running = row
+    name, state, slots, able, age, running = row
     return {
         "name": name,
         "state": state,
         "slots": slots,
         "running": running,
         "heartbeat_age_seconds": round(age, 1),
-        "sandbox": "ok" if sandbox else "not working: takes no jobs",
+        "jobs": "taken" if able else "not taken: its log says why",
     }
 
 
@@ -141,7 +141,7 @@ def _verdict(processes: list[dict[str, Any]] | None, data: dict[str, Any], lost_
     able = [
         runner
         for runner in data["runners"] or []
-        if runner["state"] == "live" and runner["sandbox"] == "ok" and runner["heartbeat_age_seconds"] < lost_after
+        if runner["state"] == "live" and runner["jobs"] == "taken" and runner["heartbeat_age_seconds"] < lost_after
     ]
     well = database and bool(able) and processes is not None and all(process["ok"] for process in processes)
     return "ok" if well else "degraded"

@@ -7,7 +7,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-_STYLES = {"ok": "green", "up": "green", "RUNNING": "green", "DONE": "green", "live": "green", "degraded": "yellow"}
+_STYLES = {
+    "ok": "green",
+    "taken": "green",
+    "up": "green",
+    "RUNNING": "green",
+    "DONE": "green",
+    "live": "green",
+    "degraded": "yellow",
+}
 
 
 def show(report: dict[str, Any]) -> None:
@@ -28,10 +36,10 @@ def show(report: dict[str, Any]) -> None:
     console.print(f"database: {_coloured(database['state'])}{known}")
     _table(
         console,
-        ("runner", "state", "running", "slots", "heartbeat", "sandbox"),
+        ("runner", "state", "running", "slots", "heartbeat", "jobs"),
         [
             (r["name"], _coloured(r["state"]), str(r["running"]), str(r["slots"]),
-             f"{duration(r['heartbeat_age_seconds'])} ago", _coloured(r["sandbox"]))
+             f"{duration(r['heartbeat_age_seconds'])} ago", _coloured(r["jobs"]))
             for r in report["runners"] or []
         ],
         "runners: unknown" if report["runners"] is None else "no runner has registered",

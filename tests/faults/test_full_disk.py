@@ -29,7 +29,7 @@ def site(server: Server, min_free: int) -> Iterator[Site]:
 
 def problem(site: Site) -> str:
     """Why the runner takes no jobs, by the database."""
-    return str(site.transact.scalar("SELECT sandbox FROM runner") or "")
+    return str(site.transact.scalar("SELECT obstacle FROM runner") or "")
 
 
 @pytest.mark.parametrize("min_free", [0])

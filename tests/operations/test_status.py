@@ -28,7 +28,7 @@ def test_all_is_well(stack: Stack) -> None:
     assert data["database"]["state"] == "up"
     assert data["database"]["version"].startswith("18")
     (runner,) = data["runners"]
-    assert (runner["state"], runner["sandbox"], runner["slots"]) == ("live", "ok", stack.settings.runner.slots)
+    assert (runner["state"], runner["jobs"], runner["slots"]) == ("live", "taken", stack.settings.runner.slots)
     assert data["queue"]["ready"] == 0
 
 
@@ -149,10 +149,10 @@ def test_figures_in_words() -> None:
 @pytest.mark.parametrize(
     ("runner", "verdict"),
     [
-        ({"state": "live", "sandbox": "ok", "heartbeat_age_seconds": 1}, "ok"),
-        ({"state": "live", "sandbox": "ok", "heartbeat_age_seconds": 99}, "degraded"),
-        ({"state": "gone", "sandbox": "ok", "heartbeat_age_seconds": 1}, "degraded"),
-        ({"state": "live", "sandbox": "not working: takes no jobs", "heartbeat_age_seconds": 1}, "degraded"),
+        ({"state": "live", "jobs": "taken", "heartbeat_age_seconds": 1}, "ok"),
+        ({"state": "live", "jobs": "taken", "heartbeat_age_seconds": 99}, "degraded"),
+        ({"state": "gone", "jobs": "taken", "heartbeat_age_seconds": 1}, "degraded"),
+        ({"state": "live", "jobs": "not taken: its log says why", "heartbeat_age_seconds": 1}, "degraded"),
     ],
 )
 def test_jobs_need_a_runner_that_is_there(runner: dict, verdict: str) -> None:

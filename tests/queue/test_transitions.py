@@ -276,7 +276,7 @@ def test_beating_keeps_a_runner_known(transact: Transactions, runner: Enlisted) 
     before = transact(liveness.heartbeats)[runner.id]
     assert transact(liveness.beat, runner.id, runner.incarnation, "no sandbox", "draining")
     assert transact(liveness.heartbeats)[runner.id] == (runner.incarnation, before[1] + 1)
-    assert tuple(transact.sql("SELECT state, sandbox FROM runner")[0]) == ("draining", "no sandbox")
+    assert tuple(transact.sql("SELECT state, obstacle FROM runner")[0]) == ("draining", "no sandbox")
     assert not transact(liveness.beat, runner.id, uuid.uuid4(), None, "live")
 
 

@@ -146,7 +146,7 @@ def test_without_its_sandbox_it_takes_nothing_and_says_why(server: Server) -> No
         job_id = site.submit()
         runner = site.start("runner")
         eventually(lambda: "no jobs are taken" in runner.log())
-        problem = eventually(lambda: site.transact.sql("SELECT sandbox FROM runner")[0].sandbox)
+        problem = eventually(lambda: site.transact.sql("SELECT obstacle FROM runner")[0].obstacle)
         assert problem
         assert site.transact.scalar("SELECT count(*) FROM witness") == 0
         assert site.job(job_id).status is None

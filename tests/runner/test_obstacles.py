@@ -27,7 +27,7 @@ def no_more_files(service: Service) -> Iterator[None]:
 
 def problem(site: Site) -> str | None:
     """Why the runner takes no jobs, by the database."""
-    found: str | None = site.transact.scalar("SELECT sandbox FROM runner")
+    found: str | None = site.transact.scalar("SELECT obstacle FROM runner")
     return found
 
 

@@ -53,7 +53,7 @@ def upgrade() -> None:
         sa.Column("incarnation", sa.Uuid(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("slots", sa.Integer(), nullable=False),
-        sa.Column("sandbox", sa.Text(), nullable=True),
+        sa.Column("obstacle", sa.Text(), nullable=True),
         sa.Column("beat", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("beat_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
