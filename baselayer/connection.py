@@ -64,7 +64,7 @@ class Connection:
             waited = False
             while (state := self._raw.poll()) != POLL_OK:
                 # uvloop tells of a socket in error only once, maybe before we had read what came before the error.
-                if not (waited and _ready(self._descriptor, select.POLLIN, 0)):
+                if not (waited and ready(self._descriptor, select.POLLIN, 0)):
                     await self._wait(writing=state == POLL_WRITE)
                     waited = True
             return cursor.fetchall() if cursor.description else []
@@ -88,7 +88,7 @@ class Connection:
         if self._waiter:
             self._wake()
         # Nothing was asked. This may be about what has been read already; but if there is more, it is a goodbye.
-        elif _ready(self._descriptor, select.POLLIN, 0):
+        elif ready(self._descriptor, select.POLLIN, 0):
             self.close()
 
     def close(self) -> None:
@@ -107,14 +107,17 @@ def _connect(dsn: str, options: Mapping[str, Any]) -> psycopg2.extensions.connec
     end = time.monotonic() + options["connect_timeout"]
     while (state := raw.poll()) != POLL_OK:
         events = select.POLLIN if state == POLL_READ else select.POLLOUT
-        if not _ready(raw.fileno(), events, end - time.monotonic()):
+        if not ready(raw.fileno(), events, end - time.monotonic()):
             raw.close()
             raise psycopg2.OperationalError("connection timeout expired")
     return raw
 
 
-def _ready(descriptor: int, events: int, seconds: float) -> bool:
-    """Whether any of `events` comes within `seconds`. Unlike select(), poll() knows descriptors of any number."""
+def ready(descriptor: int, events: int, seconds: float) -> bool:
+    """Whether any of `events` (such as `select.POLLIN`) comes within `seconds`.
+
+    Unlike select(), poll() knows descriptors of any number.
+    """
     poll = select.poll()
     poll.register(descriptor, events)
     return bool(poll.poll(max(0, seconds) * 1000))

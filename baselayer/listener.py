@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 from collections.abc import Callable
 
 import psycopg2
 import psycopg2.extensions
 
-from baselayer.connection import CONNECT_OPTIONS, dsn_of
+from baselayer.connection import CONNECT_OPTIONS, dsn_of, ready
 
 logger = logging.getLogger(__name__)
 
@@ -59,17 +60,20 @@ class Listener:
 
     async def _listen(self, connection: psycopg2.extensions.connection) -> None:
         loop = asyncio.get_running_loop()
-        ready = asyncio.Event()
+        news = asyncio.Event()
         descriptor = connection.fileno()
-        loop.add_reader(descriptor, ready.set)
+        loop.add_reader(descriptor, news.set)
         try:
             while True:
-                await ready.wait()
-                ready.clear()
+                # uvloop tells of a socket in error only once, maybe before we had read what came before the error.
+                if not ready(descriptor, select.POLLIN, 0):
+                    await news.wait()
+                news.clear()
                 connection.poll()
                 while connection.notifies:
                     notice = connection.notifies.pop(0)
                     if handler := self._handlers.get(notice.channel):
                         handler(notice.payload)
+                await asyncio.sleep(0)  # others have their turn
         finally:
             loop.remove_reader(descriptor)
