@@ -36,7 +36,10 @@ EVERY_SCOPE = "*"
 
 @dataclass(frozen=True)
 class Caller:
-    """The user behind a request, through one of his tokens."""
+    """The user behind a request, through one of his tokens.
+
+    `every_scope` tells a token of all scopes that its owner will ever have from one that names all that he has now.
+    """
 
     user_id: int
     username: str
@@ -44,6 +47,7 @@ class Caller:
     scopes: frozenset[str]
     token_id: int
     expires_at: datetime | None
+    every_scope: bool = False
 
     @property
     def is_admin(self) -> bool:
@@ -184,7 +188,8 @@ class Authenticator:
 
     def _caller(self, row: tuple[Any, ...]) -> Caller:
         _, token_id, granted, expires_at, user_id, username, role = row
-        return Caller(user_id, username, role, self._scopes.effective(role, granted), token_id, expires_at)
+        scopes = self._scopes.effective(role, granted)
+        return Caller(user_id, username, role, scopes, token_id, expires_at, EVERY_SCOPE in granted)
 
     def background(self) -> list[Coroutine[Any, Any, None]]:
         """What has to run beside `authenticate`."""

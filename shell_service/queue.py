@@ -32,6 +32,7 @@ from sqlalchemy.orm import Session
 
 from baselayer.query import Query, Rows, as_uuid
 
+CANCEL_AT_ONCE = 500  # jobs: claims wait for the rows that a cancel holds
 _NOTIFY_IDS = 200  # hex ids of 32 characters that fit into one payload of 8,000 bytes
 
 

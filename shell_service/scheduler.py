@@ -17,13 +17,14 @@ from sqlalchemy.orm import Session
 
 from baselayer.database import Database
 from baselayer.waiting import repeat
-from shell_service import liveness, queue, tokens
+from shell_service import liveness, queue, tokens, users
 from shell_service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 _HOUSEKEEPING_SECONDS = 60.0
 _PROMOTE = 1000
+_AT_ONCE = 10_000  # keys that one statement forgets
 
 
 @dataclass
@@ -107,20 +108,24 @@ class Scheduler:
                 logger.error("runner %d has been silent for %g s: declared gone", runner, seconds)
 
     async def _keep_house(self) -> None:
-        await self._database.ask(_forget_keys, self._settings.jobs.idempotency_seconds)
+        while await self._database.ask(_forget_keys, self._settings.jobs.idempotency_seconds) == _AT_ONCE:
+            pass
+        while await self._database.ask(users.cancel_of_inactive):
+            pass
         await self._database.ask(tokens.remove_expired)
         await self._database.ask(_vacuum)
         await asyncio.sleep(_HOUSEKEEPING_SECONDS)
 
 
-def _forget_keys(session: Session, seconds: float) -> None:
-    session.execute(
+def _forget_keys(session: Session, seconds: float) -> int:
+    old = session.execute(
         text(
             "DELETE FROM idempotency_key WHERE ctid IN (SELECT ctid FROM idempotency_key"
-            " WHERE created_at < now() - make_interval(secs => :seconds) LIMIT 10000)"
+            " WHERE created_at < now() - make_interval(secs => :seconds) LIMIT :limit) RETURNING 1"
         ),
-        {"seconds": seconds},
+        {"seconds": seconds, "limit": _AT_ONCE},
     )
+    return len(old.all())
 
 
 def _vacuum(session: Session) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -173,16 +172,3 @@ def _refusal(outcome: str, jobs: int, allowed: int, counted: int, seconds: int |
 def lock_user(session: Session, user_id: int) -> None:
     """Wait until no submission of this user is under way, and let none begin before the end of this transaction."""
     session.execute(text("SELECT pg_advisory_xact_lock(:key, :user)"), {"key": _USER_LOCK, "user": user_id})
-
-
-def usage(session: Session, user_id: int) -> Counter[str]:
-    """How many jobs a user has running and queued now."""
-    row = session.execute(
-        text(
-            "SELECT (SELECT count(*) FROM running_job WHERE user_id = :id),"
-            " (SELECT count(*) FROM ready_job WHERE user_id = :id),"
-            " (SELECT count(*) FROM deferred_job WHERE user_id = :id)"
-        ),
-        {"id": user_id},
-    ).one()
-    return Counter(running=row[0], queued=row[1] + row[2])

@@ -113,10 +113,9 @@ def create(
 
 def _granted(caller: Caller, scopes: Sequence[str] | None, role: str) -> list[str]:
     """The scopes of a new token for a user with `role`: those asked for, if `caller` has them all himself."""
-    everything = caller.scopes >= SCOPES.of_role(caller.role)
     if scopes is None:
-        return [EVERY_SCOPE] if everything else sorted(caller.scopes & SCOPES.of_role(role))
-    missing = set(scopes) - caller.scopes - ({EVERY_SCOPE} if everything else set())
+        return [EVERY_SCOPE] if caller.every_scope else sorted(caller.scopes & SCOPES.of_role(role))
+    missing = set(scopes) - caller.scopes - ({EVERY_SCOPE} if caller.every_scope else set())
     if missing:
         raise NotAllowed(f"Your token lacks these scopes itself: {', '.join(sorted(missing))}.")
     return sorted(set(scopes))
@@ -164,7 +163,8 @@ def rotate(session: Session, caller: Caller, token_id: int, overlap: int) -> dic
     more, or would live longer, than the token that replaces it.
     """
     row = _find(session, caller, token_id)
-    if not SCOPES.effective(row.role, row.scopes) <= caller.scopes:
+    more = EVERY_SCOPE in row.scopes and not caller.every_scope
+    if more or not SCOPES.effective(row.role, row.scopes) <= caller.scopes:
         raise NotAllowed("Your token has fewer scopes than the one that you want to rotate.")
     if (
         caller.expires_at

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Row, Select, func, select, update
+from sqlalchemy import Row, Select, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -15,7 +15,7 @@ from baselayer.fields import rfc3339
 from baselayer.models import User
 from shell_service import queue, submissions
 from shell_service.access import tell_access_changed
-from shell_service.models import DeferredJob, ReadyJob, RunningJob, UserLimits
+from shell_service.models import DeferredJob, Job, ReadyJob, RunningJob, UserLimits
 from shell_service.submissions import Limits
 
 
@@ -84,7 +84,7 @@ def _set_limits(session: Session, user_id: int, limits: Mapping[str, int | None]
 
 
 def change(session: Session, caller: Caller, username: str, changes: Mapping[str, Any]) -> None:
-    """Change a user. Deactivating one cancels his jobs and stops his tokens.
+    """Change a user. Deactivating one stops his tokens, and nothing of his starts any more; then `cancel_some`.
 
     Raises `NotFound`, and `Conflict` when administrators would lock themselves out.
     """
@@ -95,13 +95,51 @@ def change(session: Session, caller: Caller, username: str, changes: Mapping[str
     if user_id == caller.user_id and (deactivated or changes.get("role", caller.role) != caller.role):
         raise Conflict("You cannot deactivate yourself or change your own role; let another administrator do it.")
     values = {name: changes[name] for name in ("role", "active") if name in changes}
-    submissions.lock_user(session, user_id)  # so that no submission under way slips in behind the cancel
+    submissions.lock_user(session, user_id)  # so that no submission under way slips in later
     session.execute(update(User).where(User.id == user_id).values(**values, modified=func.now()))
     _set_limits(session, user_id, changes.get("limits", {}))
     tell_access_changed(session)
-    if deactivated:
-        tables = (ReadyJob, DeferredJob, RunningJob)
-        ids = [
-            job_id for table in tables for job_id in session.scalars(select(table.job_id).filter_by(user_id=user_id))
-        ]
-        queue.cancel(session, ids, caller.username)
+
+
+def cancel_some(session: Session, username: str, by: str) -> int:
+    """Cancel up to `CANCEL_AT_ONCE` jobs of a user; returns how many: none when there are no more."""
+    ids = session.scalars(
+        select(Job.id)
+        .join(User, User.id == Job.user_id)
+        .outerjoin(RunningJob, RunningJob.job_id == Job.id)
+        .where(User.username == username, Job.status.is_(None), RunningJob.cancel_requested_at.is_(None))
+        .limit(queue.CANCEL_AT_ONCE)
+    ).all()
+    queue.cancel(session, ids, by)
+    return len(ids)
+
+
+def cancel_of_inactive(session: Session) -> int:
+    """Cancel some jobs of users who are not active; returns how many.
+
+    There are such jobs when the worker that deactivated a user was killed before it had cancelled all.
+    """
+    unasked = select(RunningJob.job_id, RunningJob.user_id).where(RunningJob.cancel_requested_at.is_(None))
+    places = (select(ReadyJob.job_id, ReadyJob.user_id), select(DeferredJob.job_id, DeferredJob.user_id), unasked)
+    ids = [
+        job_id
+        for place in places
+        for job_id in session.scalars(
+            place.join(User, User.id == place.selected_columns.user_id).where(~User.active).limit(queue.CANCEL_AT_ONCE)
+        )
+    ]
+    queue.cancel(session, ids, "the service")
+    return len(ids)
+
+
+def usage(session: Session, user_id: int) -> dict[str, int]:
+    """How many jobs a user has running and queued now."""
+    row = session.execute(
+        text(
+            "SELECT (SELECT count(*) FROM running_job WHERE user_id = :id),"
+            " (SELECT count(*) FROM ready_job WHERE user_id = :id),"
+            " (SELECT count(*) FROM deferred_job WHERE user_id = :id)"
+        ),
+        {"id": user_id},
+    ).one()
+    return {"running": row[0], "queued": row[1] + row[2]}

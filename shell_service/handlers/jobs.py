@@ -31,7 +31,6 @@ from shell_service.hub import Watch
 from shell_service.records import Record
 from shell_service.submissions import NewJob, Submission
 
-_CANCEL_AT_ONCE = 500  # jobs that one statement cancels: claims wait for the rows that it holds
 _MAX_WAIT = 300  # seconds
 
 
@@ -235,7 +234,7 @@ def _new_jobs(user_id: int, requests: Sequence[Mapping[str, Any]]) -> list[NewJo
 
 
 def _cancel_matching(session: Session, caller: Caller, wanted: jobs.Filter) -> int:
-    ids = jobs.matching(session, caller, wanted, _CANCEL_AT_ONCE)
+    ids = jobs.matching(session, caller, wanted, queue.CANCEL_AT_ONCE)
     queue.cancel(session, ids, caller.username)
     return len(ids)
 

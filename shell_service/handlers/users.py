@@ -11,7 +11,7 @@ from baselayer.access import Caller
 from baselayer.errors import Conflict, NotFound
 from baselayer.handler import ANY, Call, Route, endpoint
 from baselayer.models import User
-from shell_service import schemas, submissions, tokens, users
+from shell_service import schemas, tokens, users
 from shell_service.handlers.base import AppHandler, decode_cursor, encode_cursor
 from shell_service.submissions import Limits
 
@@ -54,7 +54,12 @@ class OneUser(AppHandler):
 
         Deactivating cancels the user's jobs and stops all tokens at once.
         """
-        return await self.app.database.run(_change, call.caller, username, call.body, self.app.limits)
+        record = await self.app.database.run(_change, call.caller, username, call.body, self.app.limits)
+        if call.body.get("active") is False:
+            self.app.failpoints.reach("app.after_deactivation")
+            while await self.app.database.ask(users.cancel_some, username, call.caller.username):
+                pass
+        return record
 
 
 def _who_am_i(session: Session, caller: Caller, defaults: Limits) -> dict[str, Any]:
@@ -63,7 +68,7 @@ def _who_am_i(session: Session, caller: Caller, defaults: Limits) -> dict[str, A
         **users.record(row, defaults),
         "scopes": sorted(caller.scopes),
         "token": tokens.used_by(session, caller),
-        **submissions.usage(session, caller.user_id),
+        **users.usage(session, caller.user_id),
     }
 
 

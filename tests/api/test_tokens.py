@@ -113,6 +113,17 @@ def test_a_token_passes_on_no_more_than_it_has(alice: Api) -> None:
     assert make(alice, username="admin").status == 403
 
 
+def test_a_list_of_all_scopes_is_less_than_every_scope(alice: Api) -> None:
+    """Its owner may be given more one day."""
+    everything = sorted(SCOPES.of_role("user"))
+    listed = alice.using(make(alice, scopes=everything).data["token"])
+    assert make(listed).data["scopes"] == everything
+    assert make(listed, scopes=["*"]).status == 403
+    unlimited = make(alice, scopes=["*"]).data
+    assert listed.post(f"/api/tokens/{unlimited['id']}/rotate").status == 403
+    assert alice.post(f"/api/tokens/{unlimited['id']}/rotate").status == 200
+
+
 def test_every_scope_can_be_given_and_is_what_it_says(alice: Api, admin: Api) -> None:
     for scope in MEANINGS:
         for api, role in ((alice, "user"), (admin, "admin")):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
 
 from shell_service import queue
-from tests.factories import add_jobs
+from tests.factories import add_jobs, add_user
 from tests.faults.conftest import Worker
 from tests.services import Site, processes
 from tests.waiting import eventually
@@ -94,3 +95,23 @@ def test_the_runner_stands_still_within_a_cancel(site: Site, place: str) -> None
     eventually(lambda: not processes(mark), 5)
     assert site.run("echo on").status == "COMPLETED"
     assert site.job(job_id).modified == job.modified
+
+
+def test_the_worker_is_killed_after_a_deactivation(site: Site) -> None:
+    """The scheduler cancels what is left of that user's."""
+    worker = Worker(site, "app.after_deactivation=kill")
+    site.start_runner()
+    user = site.transact(add_user, {"max_running": 1}, username="gone")
+    running = site.submit("echo begun; sleep 60", user=user)
+    eventually(site.outputs.path(running, 1, "stdout").exists)
+    ready = site.submit("echo hello", user=user)
+    deferred = site.submit("echo hello", user=user, deferred=True, run_at=datetime.now(UTC) + timedelta(days=1))
+    with pytest.raises(httpx.TransportError):
+        worker.client.patch("/api/users/gone", json={"active": False})
+    assert worker.service.wait() == -signal.SIGKILL
+    assert statuses(site) == {None: 3}
+    site.start("scheduler")
+    for job_id in (running, ready, deferred):
+        job = site.final(job_id)
+        assert (job.status, job.reason) == ("CANCELLED", "cancelled by the service")
+    assert site.job(ready).started_at is None

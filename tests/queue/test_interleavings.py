@@ -170,7 +170,7 @@ def test_beat_and_expire(meeting: Meeting) -> None:
         claim = meeting.started()
         del claim
         runner = meeting.runner
-        beat = partial(liveness.beat, runner_id=runner.id, incarnation=runner.incarnation, sandbox=None, state="live")
+        beat = partial(liveness.beat, runner_id=runner.id, incarnation=runner.incarnation, obstacle=None, state="live")
         return beat, expire(runner, meeting.beat())
 
     def check(alive: bool, expired: bool, now: Any) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from baselayer.errors import IdempotencyMismatch, InvalidRequest, LimitReached, NotAllowed
-from shell_service import liveness, queue, submissions
+from shell_service import liveness, queue, submissions, users
 from shell_service.queue import Claim, Fenced, Result
 from shell_service.submissions import Limits, NewJob, Submission
 from tests.database import Transactions
@@ -111,6 +111,15 @@ def test_a_user_at_his_limit_gets_no_more(transact: Transactions, runner: Enlist
     assert transact(runner.claim, 5) == []
     transact(queue.finish([ended(first[0])]).on)
     assert len(transact(runner.claim, 5)) == 1
+
+
+def test_nothing_starts_of_a_user_who_is_not_active(transact: Transactions) -> None:
+    gone, other = transact(add_user, active=False), transact(add_user)
+    transact.sql("UPDATE \"user\" SET active = true WHERE id = :id", id=gone)
+    transact(add_jobs, gone, 3)
+    (theirs,) = transact(add_jobs, other)
+    transact.sql("UPDATE \"user\" SET active = false WHERE id = :id", id=gone)
+    assert [claim.job_id for claim in transact(transact(add_runner).claim, 8)] == [theirs]
 
 
 def test_the_default_limit_holds_for_users_without_one(transact: Transactions, user: int, runner: Enlisted) -> None:
@@ -473,4 +482,4 @@ def test_inactive_users_submit_nothing(transact: Transactions) -> None:
 def test_usage_counts_each_place(transact: Transactions, user: int, runner: Enlisted) -> None:
     transact(add_jobs, user, 3)
     transact(runner.claim)
-    assert transact(submissions.usage, user) == {"running": 1, "queued": 2}
+    assert transact(users.usage, user) == {"running": 1, "queued": 2}

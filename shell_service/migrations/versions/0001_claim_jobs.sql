@@ -5,7 +5,7 @@
 --
 -- The cost is O((p_count + slots) * log n), whatever the backlog: of the users who have ready work, at most as many
 -- as there are slots run something, and the walk below stops at p_count users who run nothing. Users at their limit
--- are passed over without their jobs being read.
+-- are passed over without their jobs being read; so are users who are not active.
 CREATE FUNCTION claim_jobs(p_runner int, p_incarnation uuid, p_count int, p_cursor int, p_max_running int)
 RETURNS TABLE (job_id uuid, user_id int, attempt smallint, fence bigint)
 LANGUAGE plpgsql
@@ -50,8 +50,9 @@ BEGIN
     EXIT WHEN v_wrapped AND v_next > p_cursor;
     v_user := v_next;
     SELECT count(*) INTO v_running FROM running_job r WHERE r.user_id = v_user;
-    SELECT coalesce((SELECT l.max_running FROM user_limits l WHERE l.user_id = v_user), p_max_running) INTO v_limit;
-    IF v_running < v_limit THEN
+    SELECT coalesce((SELECT l.max_running FROM user_limits l WHERE l.user_id = v_user), p_max_running) INTO v_limit
+    FROM "user" u WHERE u.id = v_user AND u.active;
+    IF v_running < v_limit THEN  -- not where the limit is null, as of who is not active
       v_users := v_users || v_user;
       v_runs := v_runs || v_running;
       v_rooms := v_rooms || v_limit - v_running;
