@@ -235,6 +235,13 @@ def _check_ranges(settings: Settings) -> None:
         "server.drain_seconds": (settings.server.drain_seconds, 0, 3600),
         "scheduler.tick_seconds": (scheduler.tick_seconds, 0.05, 3600),
         "jobs.kill_grace": (settings.jobs.kill_grace, 0, 3600),
+        "jobs.default_timeout": (settings.jobs.default_timeout, 0.001, settings.jobs.max_timeout),
+        # 0 would stand for no limit there, and a statement may not hold up others for long.
+        "database.statement_timeout": (settings.database.statement_timeout, 0.1, 600),
+        "database.pool_timeout": (settings.database.pool_timeout, 0.01, 600),
+        "sandbox.max_launchers": (settings.sandbox.max_launchers, 1, 100_000),
+        "users.max_running": (settings.users.max_running, 0, 1_000_000),
+        "users.jobs_per_minute": (settings.users.jobs_per_minute, 0, 10**9),
     }
     for key, (found, low, high) in within.items():
         if not low <= found <= high:
