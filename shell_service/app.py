@@ -32,6 +32,7 @@ from shell_service.streams import Ticker
 from shell_service.submissions import Limits, Submission
 
 _SMALL = 100_000  # characters that are written out and sent within a millisecond: on the event loop
+_RECORDS = 20  # that are read at once: each may hold some megabytes
 _LARGE = 4_000_000  # characters after which a transaction of several submissions takes no more
 
 
@@ -102,7 +103,7 @@ def make_app(settings: Settings, database: Database, shells: Mapping[str, str], 
         submissions=Batcher(submit, max_items=200, weigh=size, max_weight=_LARGE),
         batches=Batcher(submit, max_items=5, weigh=size, max_weight=_LARGE),
         records=records,
-        lookups=Batcher(partial(_look_up, database, records), max_items=200),
+        lookups=Batcher(partial(_look_up, database, records), max_items=_RECORDS),
         streams={},
         requests=RequestsAtHand(),
         failpoints=failpoints,

@@ -61,7 +61,7 @@ def first_id_of(milliseconds: int) -> uuid.UUID:
 
 @dataclass(frozen=True)
 class Found:
-    """A job that its caller may see: the row, and where it stands."""
+    """A job that its caller may see: the row with what was read of it, and where it stands."""
 
     row: Row[Any]
 
@@ -90,28 +90,41 @@ class Found:
         return attempt
 
 
+# -- what of a job is read: a script and its input may be megabytes ---------------------------------------------------
+
+
+def _standing(*more: SQLColumnExpression[Any]) -> Select[*tuple[Any, ...]]:
+    """Whose a job is and where it stands, all that `Found` needs; and more."""
+    return (
+        select(
+            *(Job.id, Job.user_id, Job.name, Job.attempt, Job.reason),
+            Job.status.label("final_status"),
+            RunningJob.started_at.label("running_since"),
+            RunningJob.attempt.label("running_attempt"),
+            *more,
+        )
+        .select_from(Job)
+        .outerjoin(RunningJob, RunningJob.job_id == Job.id)
+    )
+
+
 def _wide(*more: SQLColumnExpression[Any]) -> Select[*tuple[Any, ...]]:
     """Everything that a record is made of, but `code`, `args` and `env`; and more."""
     names = (
-        "id, user_id, name, priority, shell, timeout, run_at, retries, retry_delay, on_lost,"
-        " created_at, modified, attempt, reason, return_code, signal, finished_at, stdout_bytes, stderr_bytes,"
-        " output_truncated, wall_seconds, cpu_seconds, max_rss_bytes, cancelled_by"
+        "priority, shell, timeout, run_at, retries, retry_delay, on_lost, created_at, modified, return_code, signal,"
+        " finished_at, stdout_bytes, stderr_bytes, output_truncated, wall_seconds, cpu_seconds, max_rss_bytes,"
+        " cancelled_by"
     )
     columns = [getattr(Job, name.strip()) for name in names.split(",")]
     return (
-        select(
+        _standing(
             *columns,
             *more,
-            Job.status.label("final_status"),
             User.username,
             func.coalesce(Job.started_at, RunningJob.started_at).label("started_at"),
-            RunningJob.started_at.label("running_since"),
-            RunningJob.attempt.label("running_attempt"),
-            RunningJob.job_id.is_not(None).label("claimed"),
             func.coalesce(Job.runner, Runner.name).label("runner"),
         )
         .join(User, User.id == Job.user_id)
-        .outerjoin(RunningJob, RunningJob.job_id == Job.id)
         .outerjoin(Runner, Runner.id == RunningJob.runner_id)
     )
 
@@ -125,11 +138,24 @@ _WANTED: FromClause = (
     .table_valued(column("id", sql.Uuid), column("user_id", sql.Integer), column("is_admin", sql.Boolean))
     .render_derived(name="wanted")
 )
-_FETCH = (
-    _wide(Job.code, Job.args, Job.env, Job.stdin)
-    .add_columns(_WANTED.c.user_id.label("for_user"))
-    .join(_WANTED, _WANTED.c.id == Job.id)
-    .where(visible(Job, Viewer(_WANTED.c.user_id, _WANTED.c.is_admin)))
+
+
+def _wanted(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
+    """What `statement` reads, of those jobs and for those callers that `find_many` names."""
+    return (
+        statement.add_columns(_WANTED.c.user_id.label("for_user"))
+        .join(_WANTED, _WANTED.c.id == Job.id)
+        .where(visible(Job, Viewer(_WANTED.c.user_id, _WANTED.c.is_admin)))
+    )
+
+
+STANDING = _wanted(_standing())
+RECORD = _wanted(_wide(Job.code, Job.args, Job.env))
+REQUEST = _wanted(
+    _standing(
+        *(Job.priority, Job.code, Job.shell, Job.args, Job.env, Job.stdin, Job.timeout),
+        *(Job.retries, Job.retry_delay, Job.on_lost),
+    )
 )
 
 
@@ -146,10 +172,15 @@ def _if_short(value: InstrumentedAttribute[Any]) -> ColumnElement[Any]:
 _BRIEF = _wide(func.left(Job.code, BRIEF).label("code"), _if_short(Job.args), _if_short(Job.env))
 
 
-def find_many(session: Session, wanted: Sequence[tuple[Caller, uuid.UUID]]) -> list[Found | None]:
-    """For each caller and id, the job, or None where there is none that this caller may see."""
+def find_many(
+    session: Session, wanted: Sequence[tuple[Caller, uuid.UUID]], what: Select[*tuple[Any, ...]]
+) -> list[Found | None]:
+    """For each caller and id, the job, or None where there is none that this caller may see.
+
+    `what` is to be read of it: `STANDING`, `RECORD` or `REQUEST`.
+    """
     rows = session.execute(
-        _FETCH,
+        what,
         {
             "ids": [job_id for _, job_id in wanted],
             "users": [caller.user_id for caller, _ in wanted],
@@ -160,13 +191,13 @@ def find_many(session: Session, wanted: Sequence[tuple[Caller, uuid.UUID]]) -> l
     return [found.get((caller.user_id, job_id)) for caller, job_id in wanted]
 
 
-def find(session: Session, caller: Caller, text_id: str) -> Found:
-    """The job of this public id, for this caller. Raises `NotFound`.
+def find(session: Session, caller: Caller, text_id: str, what: Select[*tuple[Any, ...]] = STANDING) -> Found:
+    """The job of this public id, for this caller; `what` as in `find_many`. Raises `NotFound`.
 
     Whatever is done with a job on somebody's behalf is done with what this returns.
     """
     name, job_id = parse_id(text_id)
-    found = find_many(session, [(caller, job_id)])[0]
+    found = find_many(session, [(caller, job_id)], what)[0]
     if found is None or found.row.name != name:
         raise NotFound
     return found
@@ -235,13 +266,19 @@ def page(
     return [Found(row) for row in rows[:limit]], rows[limit - 1].id if len(rows) > limit else None
 
 
-def matching(session: Session, caller: Caller, wanted: Filter, limit: int) -> list[uuid.UUID]:
-    """Ids of up to `limit` jobs that have not ended."""
+def newest(session: Session) -> uuid.UUID | None:
+    """The highest id that any job has by now: none that is there has a higher one, and soon all new ones have."""
+    return session.scalar(select(Job.id).order_by(Job.id.desc()).limit(1))
+
+
+def matching(session: Session, caller: Caller, wanted: Filter, limit: int, last: uuid.UUID) -> list[uuid.UUID]:
+    """Ids, none of them above `last`, of up to `limit` jobs that have not ended."""
     return list(
         session.scalars(
             select(Job.id)
             .outerjoin(RunningJob, RunningJob.job_id == Job.id)
-            .where(*wanted.conditions(caller), Job.status.is_(None), RunningJob.cancel_requested_at.is_(None))
+            .where(*wanted.conditions(caller), Job.id <= last)
+            .where(Job.status.is_(None), RunningJob.cancel_requested_at.is_(None))
             .order_by(Job.id)
             .limit(limit)
         )

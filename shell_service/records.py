@@ -38,15 +38,16 @@ class Records:
 
     def of(self, session: Session, wanted: Sequence[tuple[Caller, uuid.UUID]]) -> list[Record | None]:
         """For each caller and id, the whole record, or None where there is none that this caller may see."""
-        found = jobs.find_many(session, wanted)
+        found = jobs.find_many(session, wanted, jobs.RECORD)
         reasons = self._reasons(session, [job for job in found if job])
         return [
             _record(job, caller, self._outputs, reasons, _TAIL) if job else None
             for job, (caller, _) in zip(found, wanted, strict=True)
         ]
 
-    def of_one(self, session: Session, caller: Caller, found: Found) -> Record:
-        """The whole record of a job, its position included."""
+    def of_one(self, session: Session, caller: Caller, text_id: str) -> Record:
+        """The whole record of the job of this public id, its position included. Raises `NotFound`."""
+        found = jobs.find(session, caller, text_id, jobs.RECORD)
         record = _record(found, caller, self._outputs, self._reasons(session, [found]), _TAIL)
         if record["status"] == "PENDING":
             record["position"] = pending.position(session, found.job_id)

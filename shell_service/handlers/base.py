@@ -8,6 +8,8 @@ import uuid
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+from sqlalchemy import Select
+
 from baselayer.errors import InvalidRequest
 from baselayer.handler import Call, Handler
 from shell_service import jobs
@@ -27,9 +29,9 @@ class AppHandler(Handler):
     def schema_context(self) -> Any:
         return self.app.rules
 
-    async def find(self, call: Call, job_id: str) -> Found:
-        """The job of this public id, for this caller. Raises `NotFound`."""
-        return await self.app.database.ask(jobs.find, call.caller, job_id)
+    async def find(self, call: Call, job_id: str, what: Select[*tuple[Any, ...]] = jobs.STANDING) -> Found:
+        """The job of this public id, for this caller. Raises `NotFound`. `what` as in `jobs.find_many`."""
+        return await self.app.database.ask(jobs.find, call.caller, job_id, what)
 
     def link_next(self, cursor: str | None) -> None:
         """Say where the next page is."""

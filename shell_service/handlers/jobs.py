@@ -158,13 +158,15 @@ class CancelMany(AppHandler):
     async def post(self, call: Call) -> Any:
         """Cancel all jobs that match, and have not ended.
 
-        Takes the filters of the list. Without any, all of one's own jobs are cancelled.
+        Takes the filters of the list. Without any, all of one's own jobs are cancelled; with one, an administrator
+        cancels everybody's jobs that match. Jobs that are submitted meanwhile stay.
         """
         wanted = _filter(call.body)
         if wanted == jobs.Filter():
             wanted = jobs.Filter(submitter=call.caller.username)
         cancelled = 0
-        while count := await self.app.database.ask(_cancel_matching, call.caller, wanted):
+        last = await self.app.database.ask(jobs.newest)  # those that come meanwhile are not meant: there is an end
+        while last and (count := await self.app.database.ask(_cancel_matching, call.caller, wanted, last)):
             cancelled += count
             self.app.failpoints.reach("app.after_cancel")
         return {"cancelled": cancelled}
@@ -178,10 +180,7 @@ class Job(AppHandler):
         The record holds the last 64 KiB of each output stream. While it is PENDING, `position` and `pending_reason`
         tell what it waits for.
         """
-        return await self.app.database.ask(self._read, call.caller, job_id)
-
-    def _read(self, session: Session, caller: Caller, job_id: str) -> Record:
-        return self.app.records.of_one(session, caller, jobs.find(session, caller, job_id))
+        return await self.app.database.ask(self.app.records.of_one, call.caller, job_id)
 
 
 class Cancel(AppHandler):
@@ -200,8 +199,7 @@ class Cancel(AppHandler):
         found = jobs.find(session, caller, job_id)
         if not found.final:
             queue.cancel(session, [found.job_id], caller.username)
-            found = jobs.find(session, caller, job_id)
-        return self.app.records.of_one(session, caller, found)
+        return self.app.records.of_one(session, caller, job_id)
 
 
 class Rerun(SubmitHandler):
@@ -217,7 +215,7 @@ class Rerun(SubmitHandler):
         Makes a new job of yours with the same request, to start as soon as it can. Only its owner can: others may
         not see all of the request.
         """
-        found = await self.find(call, job_id)
+        found = await self.find(call, job_id, jobs.REQUEST)
         if found.row.user_id != call.caller.user_id:
             raise NotAllowed("Only its owner can run a job again.")
         if found.row.shell not in self.app.rules.shells:
@@ -233,8 +231,8 @@ def _new_jobs(user_id: int, requests: Sequence[Mapping[str, Any]]) -> list[NewJo
     return [submissions.new_job(user_id, request) for request in requests]
 
 
-def _cancel_matching(session: Session, caller: Caller, wanted: jobs.Filter) -> int:
-    ids = jobs.matching(session, caller, wanted, queue.CANCEL_AT_ONCE)
+def _cancel_matching(session: Session, caller: Caller, wanted: jobs.Filter, last: uuid.UUID) -> int:
+    ids = jobs.matching(session, caller, wanted, queue.CANCEL_AT_ONCE, last)
     queue.cancel(session, ids, caller.username)
     return len(ids)
 
