@@ -139,12 +139,19 @@ class Runner:
         if results:
             await insist(lambda: self._database.fetch(queue.finish(results)), "telling how jobs ended")
         known = {item.fence for item in results}
-        lost = [Fenced(row.job_id, row.fence) for row in rows if row.fence not in known]
+        left = [row for row in rows if row.fence not in known]
+        if left:
+            logger.warning("settling %d jobs of the predecessor", len(left))
+        # Their start is recorded before they begin, and may be while they do not.
+        waiting = [row for row in left if self._journal.never_begun(row.incarnation, row.fence)]
+        if waiting:
+            await self._release([Fenced(row.job_id, row.fence) for row in waiting])
+        lost = [Fenced(row.job_id, row.fence) for row in left if row not in waiting]
         if lost:
-            logger.warning("settling %d jobs of the predecessor", len(lost))
             await self._lose(lost, "the runner was killed; how the script ended is not known")
         for fence in leftovers:
             self._journal.settled(fence)
+        self._journal.enter(self._incarnation)
 
     async def _lose(self, attempts: Sequence[Fenced], reason: str) -> None:
         lose = partial(self._database.run, liveness.lose, self._id, attempts, self._name, reason)
@@ -240,7 +247,7 @@ class Runner:
         try:
             result = await attempt.run(self._may_start)
             if result is None:
-                await self._release(attempt)
+                await self._release([attempt.fenced])
             elif result.status == "NODE_FAIL":
                 await self._lose([attempt.fenced], result.reason)
             else:
@@ -260,13 +267,14 @@ class Runner:
         """Give the job back if none can be run here now, and take none until they can; else it is the job's fault."""
         self._problem = self._problem or await self._test()
         if error.result is None or self._look_for_obstacles():
-            await self._release(attempt, certain=True)
+            await self._release([attempt.fenced])
         else:
             await self._report(error.result)
 
-    async def _release(self, attempt: Attempt, certain: bool = False) -> None:
-        release = partial(self._database.run, queue.release, [attempt.fenced], certain)
-        await insist(release, f"giving back job {attempt.claim.job_id.hex}")
+    async def _release(self, attempts: Sequence[Fenced]) -> None:
+        """Give back jobs whose scripts were not let go, whether or not their starts are recorded."""
+        release = partial(self._database.run, queue.release, attempts, True)
+        await insist(release, f"giving back {len(attempts)} jobs")
 
     async def _report(self, result: Result) -> None:
         await insist(lambda: self._finished.put(result), f"telling the end of job {result.job_id.hex}")
@@ -328,6 +336,7 @@ class Runner:
                 attempt.kill(*_NOT_OURS)
             if not self._draining:
                 successor = uuid.uuid4()
+                self._journal.enter(successor)
                 await self._register(successor)
                 self._incarnation = successor
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from shell_service.journal import Journal, Leftover
 from shell_service.queue import Result
 
 JOB = uuid.UUID("01890a5d-ac96-774b-bcce-b302099a8057")
+FIRST, SECOND = uuid.uuid4(), uuid.uuid4()
 
 
 def result(fence: int, status: str = "FAILED") -> Result:
@@ -27,6 +29,17 @@ def reopened(path: Path) -> dict[int, Leftover]:
     again = Journal(path)
     again.close()
     return {item.fence: item for item in again.leftovers()}
+
+
+@contextmanager
+def successor(path: Path) -> Iterator[Journal]:
+    """What a successor would have that began now."""
+    copy = path.with_suffix(".copy")
+    shutil.copy(path, copy)
+    found = Journal(copy)
+    yield found
+    found.close()
+    copy.unlink()
 
 
 def test_what_is_not_settled_is_known_to_the_successor(tmp_path: Path) -> None:
@@ -52,6 +65,83 @@ def test_a_journal_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ours.settled(fence)
     assert (tmp_path / "journal").stat().st_size < 4000
     assert list(reopened(tmp_path / "journal")) == [7]
+
+
+@pytest.mark.parametrize("most", [0, 300, 700])
+def test_no_line_is_lost_by_compacting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    path = tmp_path / "journal"
+    ours = Journal(path)
+    ours.enter(FIRST)
+    monkeypatch.setattr(journal, "_COMPACT_BYTES", most)
+    expected: dict[int, Leftover] = {}
+
+    def look() -> None:
+        assert ours.problem() is None
+        with successor(path) as then:
+            assert {item.fence: item for item in then.leftovers()} == expected
+            assert {fence for fence in range(1, 40) if not then.never_begun(FIRST, fence)} == set(expected)
+
+    for fence in range(1, 40):
+        ours.begin(JOB, fence, 100 + fence, 5)
+        expected[fence] = Leftover(JOB, fence, 100 + fence, 5, None)
+        look()
+        if fence > 3:
+            ours.end(result(fence - 3))
+            expected[fence - 3] = Leftover(JOB, fence - 3, 97 + fence, 5, result(fence - 3))
+            look()
+        if fence > 5 and fence % 7:
+            ours.settled(fence - 5)
+            del expected[fence - 5]
+            look()
+
+
+def test_what_is_not_noted_never_began(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    ours = Journal(path)
+    assert not ours.never_begun(FIRST, 1)  # a journal that is new says nothing of what was before it
+    ours.enter(FIRST)
+    ours.begin(JOB, 1, 101, 5)
+    with successor(path) as then:
+        for known in (ours, then):
+            assert [known.never_begun(FIRST, fence) for fence in (1, 2)] == [False, True]
+            assert not known.never_begun(SECOND, 2)  # that has, or had, another journal
+    ours.enter(SECOND)
+    with successor(path) as then:
+        assert (then.never_begun(FIRST, 2), then.never_begun(SECOND, 2)) == (False, True)
+
+
+@pytest.mark.parametrize("spoiled", ["boot", "line", "nothing", "missing"])
+def test_nothing_is_certain_when_lines_may_be_missing(tmp_path: Path, spoiled: str) -> None:
+    path = tmp_path / "journal"
+    ours = Journal(path)
+    ours.enter(FIRST)
+    data = path.read_bytes()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
+    if spoiled == "boot":  # as after the power failed
+        path.write_bytes(data.replace(boot, bytes(reversed(boot))))
+    elif spoiled == "line":
+        path.write_bytes(data + b'{"fence": 3, "pid\n')
+    elif spoiled == "nothing":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+    for _ in range(2):  # nor the second time, when the first successor died before it had settled anything
+        again = Journal(path)
+        assert not again.never_begun(FIRST, 2)
+        again.close()
+    again = Journal(path)
+    again.enter(SECOND)
+    with successor(path) as then:
+        assert then.never_begun(SECOND, 2)
+
+
+def test_only_its_owner_can_read_a_journal(tmp_path: Path) -> None:
+    ours = Journal(tmp_path / "journal")
+    ours.begin(JOB, 1, 101, 5)
+    assert (tmp_path / "journal").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "journal.new").write_text("")  # left by a process that died
+    assert list(reopened(tmp_path / "journal")) == [1]
+    assert (tmp_path / "journal").stat().st_mode & 0o777 == 0o600
 
 
 def test_rubbish_is_passed_over(tmp_path: Path) -> None:
@@ -139,10 +229,27 @@ def test_a_journal_that_cannot_be_compacted_is_kept(tmp_path: Path, monkeypatch:
     for fence in range(1, 20):
         ours.begin(JOB, fence, 100 + fence, 5)
     monkeypatch.setattr(journal, "_COMPACT_BYTES", 10)
-    (tmp_path / "journal.new").symlink_to("/dev/full")
+    (tmp_path / "journal.new" / "in the way").mkdir(parents=True)
     ours.settled(1)
-    assert set(reopened(path)) == set(range(2, 20))
-    assert [item.name for item in tmp_path.iterdir()] == ["journal"]
+    ours.begin(JOB, 20, 120, 5)
+    shutil.rmtree(tmp_path / "journal.new")
+    assert set(reopened(path)) == set(range(2, 21))
+
+
+def test_a_journal_for_which_there_is_no_room_twice_is_compacted_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "journal"
+    ours = Journal(path)
+    for fence in range(1, 20):
+        ours.begin(JOB, fence, 100 + fence, 5)
+    monkeypatch.setattr(journal, "_COMPACT_BYTES", 10)
+    with room_for(path, -100):
+        ours.settled(1)
+        assert [item.name for item in tmp_path.iterdir()] == ["journal"]
+    ours.settled(2)
+    ours.settled(3)
+    assert set(reopened(path)) == set(range(4, 20))  # all that was settled, though it could not be noted
 
 
 def test_looking_for_room_leaves_nothing(tmp_path: Path) -> None:
