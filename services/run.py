@@ -19,7 +19,7 @@ import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -273,12 +273,26 @@ def _stop(supervisord: subprocess.Popen[bytes], settings: Settings) -> None:
     """Stop everything in order; what does not, within its limits, is ended."""
     if supervisord.poll() is None:
         supervisord.terminate()
-        try:
-            supervisord.wait(layout.stop_seconds(settings))
-        except subprocess.TimeoutExpired:
+        if not _has_ended(supervisord, settings):
             supervisord.kill()
             supervisord.wait()
     end_leftovers(settings)  # a program that had to be killed may have children
+
+
+def _has_ended(supervisord: subprocess.Popen[bytes], settings: Settings) -> bool:
+    """Wait for supervisord, which stops one program after the other, for as long as that may take."""
+    client = Supervisor(settings.socket_dir / "supervisor.sock", 1)
+    deadline = time.monotonic() + layout.stop_seconds(settings)
+    while time.monotonic() < deadline:
+        try:
+            supervisord.wait(0.1)
+        except subprocess.TimeoutExpired:
+            # It looks at its children once a second, or when it is spoken to; what it answers is of no interest.
+            with suppress(SupervisorError):
+                client.call("supervisor.getState")
+        else:
+            return True
+    return False
 
 
 def hand_over(command: list[str], environment: Mapping[str, str] | None = None) -> int:
