@@ -21,7 +21,20 @@ from shell_service.output import CHUNK, STREAMS, OutputReader, Stream
 
 TICK_SECONDS = 0.05  # followers learn of new bytes within 100 ms; this leaves as much for the way
 HEARTBEAT_SECONDS = 15.0
-_RECHECK_SECONDS = 0.4  # how often a follower's right to follow is looked at
+_RECHECK_SECONDS = 0.4  # how often a reader's right to read on is looked at
+
+
+def now_and_then(check: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+    """`check`, but done only where the last time, or the call of this, was `_RECHECK_SECONDS` ago."""
+    checked = time.monotonic()
+
+    async def check_if_due() -> None:
+        nonlocal checked
+        if time.monotonic() - checked > _RECHECK_SECONDS:
+            await check()
+            checked = time.monotonic()
+
+    return check_if_due
 
 
 class Ticker:
@@ -125,7 +138,8 @@ class Follower:
         with self._hub.watch(job.job_id) as watch:
             job = await self._look()
             told: tuple[str, int] | None = None
-            spoke = checked = time.monotonic()
+            may_go_on = now_and_then(self._may_go_on)
+            spoke = time.monotonic()
             while not self._hub.closing:
                 if position.attempt == 0:  # from the start of the attempt that runs, or the last that ran
                     position = Position(attempt=job.attempt)
@@ -139,9 +153,7 @@ class Follower:
                     sent = True
                     spoke = time.monotonic()
                     yield Event(stream, position, job, data)
-                if time.monotonic() - checked > _RECHECK_SECONDS:
-                    await self._may_go_on()
-                    checked = time.monotonic()
+                await may_go_on()
                 if watch.changed:
                     watch.changed = False
                     job = await self._look()

@@ -18,21 +18,22 @@ from shell_service import schemas
 from shell_service.handlers.base import AppHandler
 from shell_service.jobs import Found
 from shell_service.output import STREAMS, Stream
-from shell_service.streams import Event, Follower, Position
+from shell_service.streams import Event, Follower, Position, now_and_then
 
 
 class OutputHandler(AppHandler):
     """What sending output has in common."""
 
-    def follower(self, call: Call, job_id: str, streams: tuple[Stream, ...], text: bool) -> Follower:
-        async def may_go_on() -> None:
-            caller = await self.app.authenticator.authenticate(call.header("Authorization"), "")
-            caller.require("jobs:read")
-            if caller != call.caller:  # such as an administrator who is none any more
-                call.caller_or_none = caller
-                await self.find(call, job_id)
+    async def may_go_on(self, call: Call, job_id: str) -> None:
+        """Raise when the caller may not read this job any more."""
+        caller = await self.app.authenticator.authenticate(call.header("Authorization"), "")
+        caller.require("jobs:read")
+        if caller != call.caller:  # such as an administrator who is none any more
+            call.caller_or_none = caller
+            await self.find(call, job_id)
 
-        look = partial(self.find, call, job_id)
+    def follower(self, call: Call, job_id: str, streams: tuple[Stream, ...], text: bool) -> Follower:
+        look, may_go_on = partial(self.find, call, job_id), partial(self.may_go_on, call, job_id)
         return Follower(self.app.hub, self.app.ticker, self.app.reader, look, may_go_on, streams, text)
 
     @contextmanager
@@ -81,7 +82,7 @@ class Output(OutputHandler):
                 raise InvalidRequest("Give either follow or a Range.")
             await call.unless_closed(self._follow(call, job_id))
         else:
-            await self._send_range(found)
+            await self._send_range(call, found)
         return STREAMED
 
     async def _follow(self, call: Call, job_id: str) -> None:
@@ -103,7 +104,7 @@ class Output(OutputHandler):
                 raise Unavailable
         self.finish()
 
-    async def _send_range(self, found: Found) -> None:
+    async def _send_range(self, call: Call, found: Found) -> None:
         reader, attempt = self.app.reader, found.attempt
         size = await reader.size(found.job_id, attempt, self.stream) if attempt else 0
         # A file only grows, and never after the job's end: job, attempt and size say all that a validator has to.
@@ -123,7 +124,9 @@ class Output(OutputHandler):
             self.set_header("Content-Range", f"bytes {start}-{end - 1}/{size}")
         self.set_header("Content-Length", str(end - start))
         if self.request.method != "HEAD":
+            may_go_on = now_and_then(partial(self.may_go_on, call, found.public_id))
             async for chunk in reader.chunks(found.job_id, attempt, self.stream, start, end):
+                await may_go_on()
                 self.write(chunk)
                 try:
                     await self.flush()

@@ -392,6 +392,22 @@ def test_an_administrator_who_is_none_any_more_follows_nobody_elses_job(
     admin.post(f"/api/jobs/{job['id']}/cancel").data  # noqa: B018
 
 
+def test_a_slow_download_ends_with_its_token(person: Callable[..., Person], workers: list[Api]) -> None:
+    """Past the router, which takes much of it at once."""
+    owner = person()
+    token = owner.api.post("/api/tokens", {"name": "slow"}).data
+    job = owner.api.submit(f"head -c {MAX_OUTPUT} /dev/zero", wait=60)
+    reader = workers[0].using(token["token"])
+    path = f"/api/jobs/{job['id']}/stdout"
+    with reader.client.stream("GET", path, headers=reader.headers()) as response:
+        assert response.headers["Content-Length"] == str(MAX_OUTPUT)
+        begun = time.monotonic()
+        owner.api.delete(f"/api/tokens/{token['id']}").data  # noqa: B018
+        eventually(lambda: reader.get("/api/user").status == 401 and time.monotonic() > begun + 0.5)
+        _, got = closed_after(response)
+    assert len(got) < MAX_OUTPUT
+
+
 def test_waiting_for_a_job_ends_with_its_token(person: Callable[..., Person]) -> None:
     owner = person()
     token = owner.api.post("/api/tokens", {"name": "waiter"}).data
