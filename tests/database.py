@@ -171,16 +171,21 @@ SELECT q.job_id, 'no such job' FROM (SELECT job_id FROM ready_job UNION ALL SELE
   UNION ALL SELECT job_id FROM running_job) q WHERE NOT EXISTS (SELECT FROM job j WHERE j.id = q.job_id)
 """
 
-# What the database saw: every claim, every start of a script, and every final state, in a table nobody else writes.
+# What the database saw: every claim, every start of a script, every claim given back as its script never began, and
+# every final state, in a table nobody else writes.
 _WITNESS = """
 CREATE TABLE witness (number bigint GENERATED ALWAYS AS IDENTITY, job_id uuid, fence bigint, what text);
 CREATE FUNCTION witness_running() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
   IF TG_OP = 'INSERT' THEN INSERT INTO witness (job_id, fence, what) VALUES (NEW.job_id, NEW.fence, 'claimed');
+  ELSIF TG_OP = 'DELETE' THEN
+    INSERT INTO witness (job_id, fence, what) SELECT job_id, OLD.fence, 'given back' FROM ready_job
+    WHERE job_id = OLD.job_id;
   ELSIF OLD.started_at IS NULL AND NEW.started_at IS NOT NULL THEN
     INSERT INTO witness (job_id, fence, what) VALUES (NEW.job_id, NEW.fence, 'started');
   END IF;
   RETURN NULL; END $$;
-CREATE TRIGGER witness_running AFTER INSERT OR UPDATE ON running_job FOR EACH ROW EXECUTE FUNCTION witness_running();
+CREATE TRIGGER witness_running AFTER INSERT OR UPDATE OR DELETE ON running_job
+  FOR EACH ROW EXECUTE FUNCTION witness_running();
 CREATE FUNCTION witness_job() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
   IF OLD.status IS DISTINCT FROM NEW.status THEN
     INSERT INTO witness (job_id, what) VALUES (NEW.id, coalesce(NEW.status, 'undone'));
@@ -212,6 +217,7 @@ def assert_truthful(transact: Transactions) -> None:
     )
     starts = (
         "SELECT w.job_id, count(*) FROM witness w JOIN job j ON j.id = w.job_id WHERE w.what = 'started'"
+        " AND NOT EXISTS (SELECT FROM witness b WHERE b.fence = w.fence AND b.what = 'given back')"
         " AND j.on_lost = 'fail' AND j.retries = 0 GROUP BY 1 HAVING count(*) > 1"
     )
     assert transact.sql(starts) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,25 +20,32 @@ CODE = "echo $0 $$; read -r line; echo $line; exit 7"
 PLACES = ("claimed", "held", "started", "journaled", "running", "exited", "result", "reported")
 
 
-def kill_at(site: Site, place: str, **fields: Any) -> tuple[uuid.UUID, bool]:
-    """A job whose runner was killed when it reached `place`; and whether the script may have begun by then."""
+def kill_at(site: Site, place: str, **fields: Any) -> uuid.UUID:
+    """A job whose runner was killed when it reached `place`."""
     job_id = site.submit(CODE, stdin="hello\n", **fields)
     runner = site.start("runner", f"runner.{place}=kill")
     assert runner.wait() == -signal.SIGKILL, runner.log()
-    return job_id, bool(site.transact.sql("SELECT FROM witness WHERE job_id = :id AND what = 'started'", id=job_id))
+    return job_id
 
 
 def starts(site: Site, job_id: uuid.UUID) -> int:
-    found: int = site.transact.scalar("SELECT count(*) FROM witness WHERE job_id = :id AND what = 'started'", id=job_id)
+    """How often a start was recorded, those aside of which it was certain later that the script had not begun."""
+    found: int = site.transact.scalar(
+        "SELECT count(*) FROM witness w WHERE job_id = :id AND what = 'started'"
+        " AND NOT EXISTS (SELECT FROM witness b WHERE b.fence = w.fence AND b.what = 'given back')",
+        id=job_id,
+    )
     return found
 
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("on_lost", ["fail", "requeue"])
 def test_killed_at(site: Site, place: str, on_lost: str) -> None:
-    job_id, begun = kill_at(site, place, on_lost=on_lost)
+    job_id = kill_at(site, place, on_lost=on_lost)
+    begun = place not in ("claimed", "held", "started")  # as far as anybody can know
     if place != "held":  # the start is recorded while the sandbox is made: there both may come first
-        assert begun == (place not in ("claimed",))
+        assert starts(site, job_id) == (place != "claimed")
+    killed = site.transact.scalar("SELECT clock_timestamp()")
     site.start_runner()
     if begun and on_lost == "requeue" and place not in ("result", "reported"):
         row = eventually(lambda: site.transact.sql("SELECT attempt FROM deferred_job WHERE job_id = :id", id=job_id))[0]
@@ -48,6 +56,7 @@ def test_killed_at(site: Site, place: str, on_lost: str) -> None:
     if not begun:
         # Never lost: it goes back, and nobody can tell.
         assert (job.status, job.return_code, job.attempt, starts(site, job_id)) == ("FAILED", 7, 1, 1)
+        assert job.started_at > killed
     elif place in ("result", "reported"):
         # Its end was known, and is told as it was.
         assert (job.status, job.return_code, job.attempt, starts(site, job_id)) == ("FAILED", 7, 1, 1)
@@ -59,6 +68,40 @@ def test_killed_at(site: Site, place: str, on_lost: str) -> None:
         assert (job.status, job.return_code, job.attempt, starts(site, job_id)) == ("FAILED", 7, 2, 2)
     if job.status == "FAILED":
         assert site.output(job).endswith(b"hello\n")
+
+
+@pytest.mark.parametrize("gone", ["journal", "boot"])
+def test_killed_before_a_script_began_of_which_the_journal_cannot_tell(site: Site, gone: str) -> None:
+    """Rather lost than perhaps started twice."""
+    job_id = kill_at(site, "started")
+    journal = site.settings.data_dir / "runner" / "runner_00" / "journal"
+    if gone == "journal":
+        journal.unlink()
+    else:  # the host was started anew
+        boot = Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
+        assert boot in journal.read_bytes()
+        journal.write_bytes(journal.read_bytes().replace(boot, bytes(reversed(boot))))
+    site.start_runner()
+    job = site.final(job_id)
+    assert (job.status, job.return_code, starts(site, job_id)) == ("NODE_FAIL", None, 1)
+
+
+def test_a_cancel_of_a_script_that_never_began(site: Site) -> None:
+    job_id = kill_at(site, "started")
+    site.transact(queue.cancel, [job_id], "alice")
+    site.start_runner()
+    job = site.final(job_id)
+    assert (job.status, job.cancelled_by, job.started_at) == ("CANCELLED", "alice", None)
+
+
+def test_killed_again_and_again_before_a_script_begins(site: Site) -> None:
+    job_id = kill_at(site, "started")
+    for _ in range(2):
+        runner = site.start("runner", "runner.started=kill")
+        assert runner.wait() == -signal.SIGKILL, runner.log()
+    site.start_runner()
+    job = site.final(job_id)
+    assert (job.status, job.return_code, job.attempt, starts(site, job_id)) == ("FAILED", 7, 1, 1)
 
 
 def test_killed_while_many_run(server: Server) -> None:
@@ -104,7 +147,7 @@ def test_killed_while_it_ends_a_job_on_its_way_out(server: Server, on_lost: str)
 
 
 def test_a_cancel_while_no_runner_is_up(site: Site) -> None:
-    job_id, _ = kill_at(site, "claimed")
+    job_id = kill_at(site, "claimed")
     site.transact(queue.cancel, [job_id], "alice")
     assert site.job(job_id).status is None  # a claim stands: its runner, or a successor, ends it
     site.start_runner()
@@ -113,7 +156,7 @@ def test_a_cancel_while_no_runner_is_up(site: Site) -> None:
 
 
 def test_a_runner_that_never_comes_back(site: Site) -> None:
-    never, _ = kill_at(site, "claimed")
+    never = kill_at(site, "claimed")
     site.transact.sql("UPDATE runner SET name = 'runner_99'")  # so that the next one is no successor
     site.start("scheduler")
     eventually(lambda: site.transact.sql("SELECT FROM ready_job WHERE job_id = :id", id=never), 10)
