@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import and_, bindparam, func, select, text, tuple_
 from sqlalchemy import types as sql
@@ -75,7 +76,15 @@ _FULL = text(
 ).bindparams(bindparam("users", type_=ARRAY(sql.Integer)))
 
 
-def reasons(session: Session, ids: Sequence[uuid.UUID], supply: Supply, max_running: int) -> dict[uuid.UUID, str]:
+@dataclass(frozen=True)
+class Reason:
+    """What a job waits for, as its owner and as others are told."""
+
+    to_owner: str
+    to_others: str
+
+
+def reasons(session: Session, ids: Sequence[uuid.UUID], supply: Supply, max_running: int) -> dict[uuid.UUID, Reason]:
     """For each of these pending jobs, what it waits for. `max_running` is the limit of users who have none."""
     if not ids:
         return {}
@@ -88,15 +97,16 @@ def reasons(session: Session, ids: Sequence[uuid.UUID], supply: Supply, max_runn
         full = {row.id: row.running for row in rows}
     found = {}
     for place in places:
+        if place.user_id in full:
+            count = full[place.user_id]
+            found[place.id] = Reason(f"you already run {count} jobs", f"its owner already runs {count} jobs")
+            continue
         if place.run_at is not None:
             start = f"attempt {place.attempt + 1} starts" if place.attempt else "starts"
-            found[place.id] = f"{start} at {rfc3339(place.run_at)}"
-        elif place.user_id is None:
-            found[place.id] = BEING_STARTED
-        elif place.user_id in full:
-            found[place.id] = f"you already run {full[place.user_id]} jobs"
+            reason = f"{start} at {rfc3339(place.run_at)}"
         else:
-            found[place.id] = supply.waits_for
+            reason = BEING_STARTED if place.user_id is None else supply.waits_for
+        found[place.id] = Reason(reason, reason)
     return found
 
 

@@ -19,7 +19,7 @@ from baselayer.fields import rfc3339
 from shell_service import jobs, pending
 from shell_service.jobs import BRIEF, Filter, Found, public_id
 from shell_service.output import OutputStore, Stream
-from shell_service.pending import Supply
+from shell_service.pending import Reason, Supply
 from shell_service.submissions import NewJob
 
 Record = dict[str, Any]
@@ -72,7 +72,7 @@ class Records:
         session.commit()  # the files are read without a transaction
         return _joined([_record(job, caller, self._outputs, reasons, BRIEF) for job in found])
 
-    def _reasons(self, session: Session, found: Sequence[Found]) -> dict[uuid.UUID, str]:
+    def _reasons(self, session: Session, found: Sequence[Found]) -> dict[uuid.UUID, Reason]:
         waiting = [job.job_id for job in found if job.status == "PENDING"]
         return pending.reasons(session, waiting, self._supply, self._max_running)
 
@@ -99,9 +99,12 @@ class Records:
         return _joined([_cut(self.of_new(job, caller)) for job in new])
 
 
-def _record(found: Found, caller: Caller, outputs: OutputStore, reasons: Mapping[uuid.UUID, str], tail: int) -> Record:
+def _record(
+    found: Found, caller: Caller, outputs: OutputStore, reasons: Mapping[uuid.UUID, Reason], tail: int
+) -> Record:
     row = found.row
     own = row.user_id == caller.user_id
+    reason = reasons.get(row.id)
     sizes: dict[Stream, int | None] = {"stdout": row.stdout_bytes, "stderr": row.stderr_bytes}
     texts: dict[Stream, str | None] = {"stdout": None, "stderr": None}
     if found.attempt:
@@ -144,7 +147,7 @@ def _record(found: Found, caller: Caller, outputs: OutputStore, reasons: Mapping
         "runner": row.runner,
         "cancelled_by": row.cancelled_by,
         "position": None,
-        "pending_reason": reasons.get(row.id),
+        "pending_reason": reason and (reason.to_owner if own else reason.to_others),
     }
 
 

@@ -311,7 +311,7 @@ def test_priority_acts_among_one_s_own_jobs(person: Callable[..., Person]) -> No
     assert at(high["finished_at"]) <= at(low["started_at"])
 
 
-def test_what_a_pending_job_waits_for(person: Callable[..., Person], stack: Stack) -> None:
+def test_what_a_pending_job_waits_for(person: Callable[..., Person], admin: Api) -> None:
     api = person(max_running=1).api
     later = api.submit("true", delay=3600)
     assert later["pending_reason"] == api.job(later["id"])["pending_reason"] == f"starts at {later['run_at']}"
@@ -322,6 +322,7 @@ def test_what_a_pending_job_waits_for(person: Callable[..., Person], stack: Stac
     for place, job in enumerate(waiting, 1):
         seen = api.job(job["id"])
         assert (seen["position"], seen["pending_reason"]) == (place, "you already run 1 jobs")
+        assert admin.job(job["id"])["pending_reason"] == "its owner already runs 1 jobs"
     listed = {job["id"]: job["pending_reason"] for job in api.get("/api/jobs").data}
     assert listed == {
         later["id"]: later["pending_reason"],
