@@ -173,24 +173,21 @@ class Filters(Request):
     created_before = Instant(load_default=None, metadata=about("Only jobs submitted before this time."))
 
 
-class ListQuery(Filters):
-    """Which jobs are meant, and how many at once."""
+class PageQuery(Schema):
+    """How many at once."""
 
     limit = Whole(low=1, high=1000, load_default=100, metadata=about("How many at the most.", 100))
     cursor = Text(low=1, high=100, load_default=None, metadata=about("From the `Link` header of the page before."))
+
+
+class ListQuery(Filters, PageQuery):
+    """Which jobs are meant, and how many at once."""
 
 
 class FollowQuery(Schema):
     """How to send output."""
 
     follow = Flag(load_default=False, metadata=about("Keep sending what the job prints until it ends."))
-
-
-class PageQuery(Schema):
-    """How many at once."""
-
-    limit = Whole(low=1, high=1000, load_default=100, metadata=about("How many at the most.", 100))
-    cursor = Text(low=1, high=100, load_default=None, metadata=about("From the `Link` header of the page before."))
 
 
 def _nullable(kind: type[fields.Field[Any]], text: str, **kwargs: Any) -> fields.Field[Any]:
