@@ -136,12 +136,14 @@ def test_other_moves_read_their_own_rows_only(transact: Transactions, runner: En
     claims = transact(runner.claim, 4, 0)
     fenced = [Fenced(claim.job_id, claim.fence) for claim in claims]
     results = [Result(item.job_id, item.fence, "COMPLETED", "", "runner_00") for item in fenced]
+    waiting = transact(add_jobs, user, 3)
     new = Submission(user, NewJobFactory.build_batch(1, user_id=user), "key", b"")
     moves: dict[str, Callable[[Session], Any]] = {
         "submit": lambda session: submissions.submit([new], LIMITS).on(session),
         "start": lambda session: queue.mark_started(fenced).on(session),
         "finish": lambda session: queue.finish(results).on(session),
         "release": lambda session: queue.release(session, fenced),
+        "cancel what waits": lambda session: queue.cancel(session, waiting, "alice"),
         "cancel": lambda session: queue.cancel(session, [claim.job_id for claim in claims], "alice"),
         "promote": queue.promote,
         "running_of": lambda session: liveness.running_of(session, runner.id),

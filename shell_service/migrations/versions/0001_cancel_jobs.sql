@@ -20,8 +20,9 @@ BEGIN
       ended AS (
         UPDATE job j SET status = 'CANCELLED', reason = 'cancelled by ' || p_by, cancelled_by = p_by,
           finished_at = clock_timestamp(), modified = clock_timestamp()
-        FROM (SELECT job_id FROM waiting UNION ALL SELECT job_id FROM later) AS w
-        WHERE j.id = w.job_id AND j.status IS NULL RETURNING j.id)
+        -- An array, as of a join the planner might make a loop over all jobs that have not ended.
+        WHERE j.id = ANY (ARRAY(SELECT job_id FROM waiting UNION ALL SELECT job_id FROM later)) AND j.status IS NULL
+        RETURNING j.id)
       -- As many as fit into one payload of 8,000 bytes.
       SELECT string_agg(replace(id::text, '-', ''), ',') FROM (SELECT id, row_number() OVER () / 200 AS part FROM ended)
         AS n GROUP BY part
