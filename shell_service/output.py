@@ -34,18 +34,15 @@ class OutputStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def path(self, job_id: uuid.UUID, attempt: int, stream: Stream) -> Path:
+    def path(self, job_id: uuid.UUID, attempt: int, stream: Stream) -> str:
         """Where the stream of this attempt is, or would be."""
-        return Path(self._name(job_id, attempt, stream))
-
-    def _name(self, job_id: uuid.UUID, attempt: int, stream: Stream) -> str:
         # As text, not a Path: this is done some times for every job.
         day = datetime.fromtimestamp((job_id.int >> 80) / 1000, UTC).date().isoformat()
         return f"{self._folder}/{day}/{job_id.hex[-2:]}/{job_id.hex}.{attempt}.{stream}"
 
     def create(self, job_id: uuid.UUID, attempt: int, stream: Stream) -> int:
         """Make the file anew, for its runner alone to write; return its descriptor."""
-        path = self._name(job_id, attempt, stream)
+        path = self.path(job_id, attempt, stream)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         try:
             return os.open(path, flags, 0o600)
@@ -56,7 +53,7 @@ class OutputStore:
     def size(self, job_id: uuid.UUID, attempt: int, stream: Stream) -> int:
         """Bytes that are there by now."""
         try:
-            return os.stat(self._name(job_id, attempt, stream)).st_size
+            return os.stat(self.path(job_id, attempt, stream)).st_size
         except FileNotFoundError:
             return 0
 
@@ -73,7 +70,7 @@ class OutputStore:
     def read(self, job_id: uuid.UUID, attempt: int, stream: Stream, start: int, count: int) -> bytes:
         """Up to `count` bytes from `start`; from that many before the end where `start` is negative."""
         try:
-            with open(self._name(job_id, attempt, stream), "rb", buffering=0) as file:
+            with open(self.path(job_id, attempt, stream), "rb", buffering=0) as file:
                 size = os.fstat(file.fileno()).st_size
                 file.seek(max(0, size + start) if start < 0 else start)
                 return file.read(count) or b""

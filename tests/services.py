@@ -165,9 +165,13 @@ class Site:
         """Let the time come for everything that is deferred."""
         self.transact.sql("UPDATE deferred_job SET run_at = clock_timestamp()")
 
+    def output_path(self, job_id: uuid.UUID, attempt: int, stream: Stream) -> Path:
+        """Where it is, or would be, what this attempt printed."""
+        return Path(self.outputs.path(job_id, attempt, stream))
+
     def output(self, job: Any, stream: Stream = "stdout", attempt: int | None = None) -> bytes:
         """What a job printed."""
-        path = self.outputs.path(job.id, job.attempt if attempt is None else attempt, stream)
+        path = self.output_path(job.id, job.attempt if attempt is None else attempt, stream)
         return path.read_bytes() if path.exists() else b""
 
 

@@ -31,7 +31,7 @@ def test_the_worker_is_killed_after_a_cancel(site: Site, state: str) -> None:
         site.start_runner()
     job_id = site.submit("echo begun; sleep 60")
     if state == "runs":
-        eventually(site.outputs.path(job_id, 1, "stdout").exists)
+        eventually(site.output_path(job_id, 1, "stdout").exists)
     with pytest.raises(httpx.TransportError):
         worker.client.post(f"/api/jobs/job_{job_id.hex}/cancel")
     assert worker.service.wait() == -signal.SIGKILL
@@ -69,7 +69,7 @@ def test_the_runner_is_killed_within_a_cancel(site: Site, place: str, on_lost: s
     mark = "3401.25"
     job_id = site.submit(STUBBORN.format(mark=mark), on_lost=on_lost)
     runner = site.start_runner(f"runner.{place}=kill")
-    eventually(site.outputs.path(job_id, 1, "stdout").exists)
+    eventually(site.output_path(job_id, 1, "stdout").exists)
     site.transact(queue.cancel, [job_id], "alice")
     assert runner.wait() == -signal.SIGKILL
     eventually(lambda: not processes(mark), 5)
@@ -87,7 +87,7 @@ def test_the_runner_stands_still_within_a_cancel(site: Site, place: str) -> None
     job_id = site.submit(STUBBORN.format(mark=mark))
     site.start("scheduler")
     runner = site.start_runner(f"runner.{place}=stop")
-    eventually(site.outputs.path(job_id, 1, "stdout").exists)
+    eventually(site.output_path(job_id, 1, "stdout").exists)
     site.transact(queue.cancel, [job_id], "alice")
     job = site.final(job_id)
     assert job.status == "NODE_FAIL"
@@ -103,7 +103,7 @@ def test_the_worker_is_killed_after_a_deactivation(site: Site) -> None:
     site.start_runner()
     user = site.transact(add_user, {"max_running": 1}, username="gone")
     running = site.submit("echo begun; sleep 60", user=user)
-    eventually(site.outputs.path(running, 1, "stdout").exists)
+    eventually(site.output_path(running, 1, "stdout").exists)
     ready = site.submit("echo hello", user=user)
     deferred = site.submit("echo hello", user=user, deferred=True, run_at=datetime.now(UTC) + timedelta(days=1))
     with pytest.raises(httpx.TransportError):

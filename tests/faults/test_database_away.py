@@ -39,7 +39,7 @@ def site(postgres: EmbeddedServer) -> Iterator[Site]:
 
 
 def begun(site: Site, job_ids: list[uuid.UUID]) -> bool:
-    return all(site.outputs.path(job_id, 1, "stdout").exists() for job_id in job_ids)
+    return all(site.output_path(job_id, 1, "stdout").exists() for job_id in job_ids)
 
 
 def alive(*services: Service) -> None:
@@ -79,7 +79,7 @@ def test_away_for_longer_than_a_runner_may_be_silent(site: Site, postgres: Embed
     eventually(lambda: begun(site, short + long))
     postgres.stop()
     down = time.monotonic()
-    paths = [site.outputs.path(job_id, 1, "stdout") for job_id in short]
+    paths = [site.output_path(job_id, 1, "stdout") for job_id in short]
     eventually(lambda: all(path.read_bytes().endswith(b"ended\n") for path in paths))  # they go on all the same
     eventually(lambda: time.monotonic() - down > 3 * 1.5, 10)
     alive(runner, scheduler)

@@ -53,7 +53,7 @@ def test_what_is_refused_is_asked_again(site: Site, trouble: str) -> None:
     breaking, mending, failing = _TROUBLES[trouble]
     runner, scheduler = site.start_runner(), site.start("scheduler")
     running = site.submit("echo begun; sleep 0.4; exit 4")
-    eventually(site.outputs.path(running, 1, "stdout").exists)
+    eventually(site.output_path(running, 1, "stdout").exists)
     later = site.submit("echo later", deferred=True, run_at=datetime.now(UTC) + timedelta(seconds=0.2))
     waiting = site.submit("echo waiting") if trouble != "starts" else None
     site.transact.sql(breaking)

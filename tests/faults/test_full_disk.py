@@ -46,7 +46,7 @@ def test_output_for_which_there_is_no_room(site: Site) -> None:
         assert (late.status, late.return_code, late.output_truncated, late.stdout_bytes) == ("FAILED", 7, True, 0)
         silent = site.run("exit 8")
         assert (silent.status, silent.return_code, silent.output_truncated) == ("FAILED", 8, False)
-        site.outputs.path(flood.id, 1, "stdout").unlink()
+        site.output_path(flood.id, 1, "stdout").unlink()
         job = site.run("echo whole")
         assert (job.status, job.output_truncated, site.output(job)) == ("COMPLETED", False, b"whole\n")
         assert_truthful(site.transact)
@@ -58,7 +58,7 @@ def test_a_journal_for_which_there_is_no_room(site: Site) -> None:
     with SmallDisk(site.settings.data_dir / "runner", MIB) as disk:
         runner = site.start_runner(enter=disk.enter)
         running = site.submit("echo begun; sleep 0.5; exit 4")
-        eventually(site.outputs.path(running, 1, "stdout").exists)
+        eventually(site.output_path(running, 1, "stdout").exists)
         disk.fill()
         many = site.transact(add_jobs, site.user, 60, code="echo once; exit 5")  # some may fit into what is begun
         eventually(lambda: "journal cannot be written" in problem(site))
@@ -106,7 +106,7 @@ def test_a_database_for_which_there_is_no_room() -> None:
         with server, server.database() as url, Site(url, runner=QUICK, jobs={"kill_grace": 0.5}) as site:
             worker, runner, scheduler = Worker(site), site.start_runner(), site.start("scheduler")
             running = [site.submit("echo begun; sleep 1; echo ended; exit 4") for _ in range(3)]
-            eventually(lambda: all(site.outputs.path(job_id, 1, "stdout").exists() for job_id in running))
+            eventually(lambda: all(site.output_path(job_id, 1, "stdout").exists() for job_id in running))
             disk.fill()
             known: set[str] = set()
             refused: list[dict[str, str]] = []

@@ -133,7 +133,7 @@ def test_killed_while_it_ends_a_job_on_its_way_out(server: Server, on_lost: str)
     with server.database() as url, Site(url, runner={**QUICK, "drain_seconds": 0.1}, jobs={"kill_grace": 0.2}) as site:
         job_id = site.submit("trap '' TERM; echo begun; while :; do sleep 0.05; done", on_lost=on_lost)
         runner = site.start("runner", "runner.result=kill")
-        eventually(site.outputs.path(job_id, 1, "stdout").exists)
+        eventually(site.output_path(job_id, 1, "stdout").exists)
         runner.send(signal.SIGTERM)
         assert runner.wait() == -signal.SIGKILL
         site.transact.sql("UPDATE job SET code = 'echo again'")
@@ -174,7 +174,7 @@ def test_a_runner_that_stands_still(site: Site) -> None:
     runner = site.start_runner()
     eventually(lambda: processes(f"sleep\0{marks[0]}") and processes(f"sleep\0{marks[1]}"))
     late = site.submit("echo begun; sleep 0.7; exit 5")  # ends while its runner stands still
-    eventually(site.outputs.path(late, 1, "stdout").exists)
+    eventually(site.output_path(late, 1, "stdout").exists)
     runner.send(signal.SIGSTOP)
     try:
         assert {site.final(job_id).status for job_id in (fail, late)} == {"NODE_FAIL"}

@@ -33,7 +33,7 @@ def start(site: Site, *codes: str, **fields: str) -> tuple[Service, list[uuid.UU
     """A runner that runs jobs, each of which has printed something."""
     runner = site.start_runner()
     jobs = [site.submit(code, **fields) for code in codes]
-    eventually(lambda: all(site.outputs.path(job_id, 1, "stdout").exists() for job_id in jobs))
+    eventually(lambda: all(site.output_path(job_id, 1, "stdout").exists() for job_id in jobs))
     return runner, jobs
 
 

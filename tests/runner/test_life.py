@@ -41,7 +41,7 @@ def test_sigterm_ends_what_takes_too_long(server: Server, on_lost: str) -> None:
     with server.database() as url, Site(url, runner={**QUICK, "drain_seconds": 0.2}, jobs={"kill_grace": 0.3}) as site:
         runner = site.start_runner()
         job_id = site.submit("trap '' TERM; echo here; while :; do sleep 0.05; done", on_lost=on_lost)
-        eventually(site.outputs.path(job_id, 1, "stdout").exists)
+        eventually(site.output_path(job_id, 1, "stdout").exists)
         runner.send(signal.SIGTERM)
         runner.send(signal.SIGTERM)
         assert runner.wait() == 0
@@ -106,7 +106,7 @@ def test_a_script_that_may_not_begin_does_not(site: Site) -> None:
     site.start_runner()
     job_id = site.submit("echo begun")
     eventually(lambda: site.transact.scalar("SELECT count(*) FROM witness WHERE what = 'claimed'") >= 5)
-    assert not site.outputs.path(job_id, 1, "stdout").exists()
+    assert not site.output_path(job_id, 1, "stdout").exists()
     assert site.job(job_id).status is None
     site.transact.sql("DROP TRIGGER refuse ON running_job")
     job = site.final(job_id)

@@ -109,7 +109,7 @@ def test_a_cancel_before_it_starts(site: Site) -> None:
 
 def test_a_cancel_while_it_runs(site: Site) -> None:
     job_id = site.submit("echo before; sleep 60")
-    path = site.outputs.path(job_id, 1, "stdout")
+    path = site.output_path(job_id, 1, "stdout")
     eventually(path.exists)
     site.transact(queue.cancel, [job_id], "alice")
     job = site.final(job_id)
@@ -120,7 +120,7 @@ def test_a_cancel_while_it_runs(site: Site) -> None:
 
 def test_a_cancel_that_the_script_ignores(site: Site) -> None:
     job_id = site.submit("trap '' TERM; echo before; while :; do sleep 0.05; done")
-    eventually(site.outputs.path(job_id, 1, "stdout").exists)
+    eventually(site.output_path(job_id, 1, "stdout").exists)
     site.transact(queue.cancel, [job_id], "alice")
     job = site.final(job_id)
     assert (job.status, job.signal) == ("CANCELLED", "SIGKILL")

@@ -63,19 +63,18 @@ def test_only_the_service_may_read_them(store: OutputStore, tmp_path: Path) -> N
         write(store, b"x")
     finally:
         os.umask(old)
-    path = store.path(JOB, 1, "stdout")
+    path = Path(store.path(JOB, 1, "stdout"))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) & 0o077 == 0
 
 
 def test_addresses_are_of_ids_alone(store: OutputStore, tmp_path: Path) -> None:
-    assert store.path(JOB, 3, "stderr").relative_to(tmp_path / "output").as_posix() == (
-        "2025-10-28/18/019a2b3c4d5e7f60a1b2c3d4e5f60718.3.stderr"
-    )
+    path = f"{tmp_path}/output/2025-10-28/18/019a2b3c4d5e7f60a1b2c3d4e5f60718.3.stderr"
+    assert store.path(JOB, 3, "stderr") == path
 
 
 def test_a_day_s_jobs_are_spread(store: OutputStore) -> None:
-    folders = {store.path(uuid_utils.compat.uuid7(), 1, "stdout").parent.name for _ in range(2000)}
+    folders = {Path(store.path(uuid_utils.compat.uuid7(), 1, "stdout")).parent.name for _ in range(2000)}
     assert len(folders) > 200
 
 
