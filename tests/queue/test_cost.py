@@ -151,3 +151,11 @@ def test_other_moves_read_their_own_rows_only(transact: Transactions, runner: En
     for name, move in moves.items():
         read = rows_read(transact, move)
         assert sum(read.values()) <= 60, (name, read)
+
+
+def test_a_cancel_reads_what_it_cancels(transact: Transactions, user: int) -> None:
+    """Nobody has looked at the tables yet: the planner takes the jobs that have not ended for few."""
+    transact.sql("ALTER TABLE job SET (autovacuum_enabled = off)")
+    ids = [job_id for _ in range(5) for job_id in transact(add_jobs, user, 1000)]
+    read = rows_read(transact, lambda session: queue.cancel(session, ids[:500], "alice"))
+    assert read["job"] <= 3 * 500
