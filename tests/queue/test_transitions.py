@@ -115,10 +115,10 @@ def test_a_user_at_his_limit_gets_no_more(transact: Transactions, runner: Enlist
 
 def test_nothing_starts_of_a_user_who_is_not_active(transact: Transactions) -> None:
     gone, other = transact(add_user, active=False), transact(add_user)
-    transact.sql("UPDATE \"user\" SET active = true WHERE id = :id", id=gone)
+    transact.sql('UPDATE "user" SET active = true WHERE id = :id', id=gone)
     transact(add_jobs, gone, 3)
     (theirs,) = transact(add_jobs, other)
-    transact.sql("UPDATE \"user\" SET active = false WHERE id = :id", id=gone)
+    transact.sql('UPDATE "user" SET active = false WHERE id = :id', id=gone)
     assert [claim.job_id for claim in transact(transact(add_runner).claim, 8)] == [theirs]
 
 
