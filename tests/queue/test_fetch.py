@@ -173,9 +173,11 @@ def test_a_server_that_says_nothing_is_not_waited_for(use: Any) -> None:
 def test_a_deadlock_is_tried_again(use: Any, transact: Transactions) -> None:
     transact.sql("CREATE TABLE counter (id int PRIMARY KEY, n int)")
     transact.sql("INSERT INTO counter VALUES (1, 0), (2, 0)")
+    transact.sql("CREATE SEQUENCE arrival")  # not undone with a transaction: the second try need not wait
     transact.sql(
         "CREATE FUNCTION both_of(a int, b int) RETURNS void LANGUAGE plpgsql AS $$ BEGIN"
-        " UPDATE counter SET n = n + 1 WHERE id = a; PERFORM pg_sleep(0.1);"
+        " UPDATE counter SET n = n + 1 WHERE id = a; PERFORM nextval('arrival');"
+        " WHILE (SELECT last_value FROM arrival) < 2 LOOP PERFORM pg_sleep(0.01); END LOOP;"
         " UPDATE counter SET n = n + 1 WHERE id = b; END $$"
     )
 
