@@ -85,11 +85,16 @@ class Journal:
         """From here on this incarnation writes; of those before it the database knows all."""
         self._note(self._entry_of(incarnation))
 
+    def leave(self) -> None:
+        """Nothing is to be settled. A claim that a successor finds all the same is none that this journal knows of:
+        such as one of a database that was restored, whose script may have run since the backup."""
+        self._note({"incarnation": None, "boot": self._boot})
+
     def never_begun(self, incarnation: uuid.UUID, fence: int) -> bool:
         """Whether it is certain that the script of this claim, by this incarnation, was not let go.
 
-        It is not where the script was noted, and where lines can be missing: another incarnation wrote, or none, the
-        host was started anew since then, or something cannot be read.
+        It is not where the script was noted, and where lines can be missing: another incarnation wrote, or none, it
+        left in good order, the host was started anew since then, or something cannot be read.
         """
         return self._entry == self._entry_of(incarnation) and fence not in self._open
 

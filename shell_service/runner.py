@@ -92,6 +92,7 @@ class Runner:
         try:
             if self._id:
                 await self._database.run(liveness.leave, self._id, self._incarnation)
+                self._journal.leave()
         except Exception as error:
             logger.warning("left without a word: %s", error)
         self._journal.close()

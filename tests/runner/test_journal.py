@@ -110,6 +110,18 @@ def test_what_is_not_noted_never_began(tmp_path: Path) -> None:
         assert (then.never_begun(FIRST, 2), then.never_begun(SECOND, 2)) == (False, True)
 
 
+def test_who_left_in_good_order_has_left_nothing_to_settle(tmp_path: Path) -> None:
+    """What still stands as claimed comes from a database that was restored, and may have run since the backup."""
+    ours = Journal(tmp_path / "journal")
+    ours.enter(FIRST)
+    ours.begin(JOB, 1, 101, 5)
+    ours.settled(1)
+    ours.leave()
+    with successor(tmp_path / "journal") as then:
+        assert not then.never_begun(FIRST, 1)
+        assert not then.never_begun(FIRST, 2)
+
+
 @pytest.mark.parametrize("spoiled", ["boot", "line", "nothing", "missing"])
 def test_nothing_is_certain_when_lines_may_be_missing(tmp_path: Path, spoiled: str) -> None:
     path = tmp_path / "journal"
