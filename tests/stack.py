@@ -122,16 +122,17 @@ class Stack:
     def stop_group(self, *groups: str) -> None:
         """Stop all programs of the groups, such as ``app``, the orderly way, and wait for it."""
         for group in groups:
-            self._patient.call("supervisor.stopProcessGroup", group)
+            self.supervisor.call("supervisor.stopProcessGroup", group, False)
+            eventually(lambda group=group: not any(program.pid for program in self._of(group)), 60)
 
     def start_group(self, *groups: str) -> None:
         """Start all programs of the groups, and wait until they have stayed up for a second."""
         for group in groups:
-            self._patient.call("supervisor.startProcessGroup", group)
+            self.supervisor.call("supervisor.startProcessGroup", group, False)
+        eventually(lambda: all(program.state == RUNNING for group in groups for program in self._of(group)), 60)
 
-    @property
-    def _patient(self) -> Supervisor:
-        return Supervisor(self.supervisor.path, 60)
+    def _of(self, group: str) -> list[Program]:
+        return [program for program in self.supervisor.programs() if program.group == group]
 
     def wait_for(self, program: str, other_than: int = 0, seconds: float = 30.0) -> int:
         """Wait until a program runs, in another process than `other_than`; returns the process's number."""

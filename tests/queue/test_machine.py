@@ -301,7 +301,7 @@ def examples(count: int, steps: int) -> settings:
 
 @pytest.mark.timeout(600)  # when it has found something, it takes its time to find the shortest
 def test_no_sequence_of_moves_breaks_a_promise(machine: type[QueueMachine]) -> None:
-    run_state_machine_as_test(machine, settings=examples(120, 40))
+    run_state_machine_as_test(machine, settings=examples(100, 40))
 
 
 @pytest.mark.soak
