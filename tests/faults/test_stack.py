@@ -54,7 +54,7 @@ class Ledger:
             return
         if answer.status_code == 200:
             self.known[key] = answer.json()["data"]["id"]
-        elif answer.status_code in (502, 503, 504):
+        elif answer.status_code == 503:  # never 502 or 504: nobody knows what to make of those
             time.sleep(0.05)
         else:
             self.refused.append((answer.status_code, answer.text))
