@@ -32,6 +32,7 @@ from baselayer.visibility import Viewer
 from baselayer.waiting import repeat
 
 EVERY_SCOPE = "*"
+_WRITE_USE_SECONDS = 5  # so that a busy token costs a row now and then, not one for each request
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ class Authenticator:
         await repeat(self._write_use, "writing when tokens were used")
 
     async def _write_use(self) -> None:
-        await asyncio.sleep(5)
+        await asyncio.sleep(_WRITE_USE_SECONDS)
         used, self._used = self._used, set()
         if used:  # where this fails, the next use says it again
             await self._database.run(_mark_used, list(used))
