@@ -21,7 +21,7 @@ LATER = {**HELLO, "delay": 86_400}  # stored now, not run while the storing is m
 # Users may submit as fast as they can: what is measured is the service, not its limits.
 OVERRIDES: dict[str, dict[str, Any]] = {
     "users": {"max_queued": 1_000_000, "jobs_per_minute": 1_000_000, "max_streams": 1000},
-    "jobs": {"max_output": "128MiB"},
+    "limits": {"output": {"default": "128MiB"}},
 }
 
 

@@ -43,7 +43,7 @@ def _load(path: str) -> Settings:
 @functools.cache
 def _document(path: str) -> dict[str, Any]:
     settings = _load(path)
-    return document.build(settings.base_url, settings.jobs)
+    return document.build(settings.base_url, settings.jobs, settings.limits)
 
 
 def _fill(app: Sphinx, name: str, source: list[str]) -> None:

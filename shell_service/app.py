@@ -98,7 +98,7 @@ def make_app(settings: Settings, database: Database, shells: Mapping[str, str], 
         hub=Hub(database),
         ticker=Ticker(),
         reader=OutputReader(outputs),
-        rules=JobRules(settings.jobs, shells),
+        rules=JobRules(settings.jobs, settings.limits, shells),
         limits=limits,
         submissions=Batcher(submit, max_items=200, weigh=size, max_weight=_LARGE),
         batches=Batcher(submit, max_items=5, weigh=size, max_weight=_LARGE),
@@ -113,7 +113,7 @@ def make_app(settings: Settings, database: Database, shells: Mapping[str, str], 
 def default_limits(settings: Settings) -> Limits:
     """The limits of users who have none of their own."""
     users = settings.users
-    return Limits(users.max_running, users.max_queued, users.jobs_per_minute)
+    return Limits(users.max_running, users.max_queued, users.jobs_per_minute, settings.limits.defaults)
 
 
 async def _submit(

@@ -95,7 +95,7 @@ class Attempt:
         process = self._process = await launcher.start(command)
         self._failpoints.reach("runner.held")
         create = partial(self._outputs.create, claim.job_id, claim.attempt)
-        most = self._limits.max_output
+        most = claim.limits.output
         self._captures = (
             Capture(process.stdout, partial(create, "stdout"), most),
             Capture(process.stderr, partial(create, "stderr"), most),
@@ -175,7 +175,7 @@ class Attempt:
             signal=name,
             wall_seconds=round(wall, 6),
             cpu_seconds=round(exit_.cpu_seconds, 6),
-            max_rss_bytes=exit_.max_rss_bytes,
+            peak_memory_bytes=exit_.peak_memory_bytes,
             stdout_bytes=stdout.size,
             stderr_bytes=stderr.size,
             output_truncated=stdout.truncated or stderr.truncated,

@@ -13,7 +13,7 @@ from baselayer.openapi import About
 from shell_service import __version__, schemas
 from shell_service.models import STATUSES
 from shell_service.scopes import MEANINGS
-from shell_service.settings import Jobs
+from shell_service.settings import Jobs, Limits
 
 DESCRIPTION = """\
 Submit shell scripts, follow what they print, and read how they ended.
@@ -78,7 +78,8 @@ _JOB = {
     "output_truncated": False,
     "wall_seconds": 0.004,
     "cpu_seconds": 0.002,
-    "max_rss_bytes": 10_485_760,
+    "peak_memory_bytes": 10_485_760,
+    "written_bytes": 6,
     "runner": "runner_00",
     "cancelled_by": None,
     "position": None,
@@ -136,26 +137,26 @@ def routes() -> list[Route]:
     return ROUTES
 
 
-def build(server: str, limits: Jobs, shells: Mapping[str, str] | None = None) -> dict[str, Any]:
+def build(server: str, jobs: Jobs, limits: Limits, shells: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The document for a service at `server`, with its configured limits, and the interpreters that it offers."""
     about = About("Shell Service", __version__, DESCRIPTION, server, MEANINGS, PARAMETERS, EXAMPLES)
     found = openapi.document(routes(), about)
-    _apply(limits, found["components"]["schemas"]["JobRequest"], shells)
+    _apply(jobs, limits, found["components"]["schemas"]["JobRequest"], shells)
     return found
 
 
-def _apply(limits: Jobs, job: dict[str, Any], shells: Mapping[str, str] | None) -> None:
+def _apply(jobs: Jobs, limits: Limits, job: dict[str, Any], shells: Mapping[str, str] | None) -> None:
     """Put the bounds that are configured into the schema of a job request."""
     properties = job["properties"]
     for name, most in (
-        ("timeout", limits.max_timeout),
-        ("retries", limits.max_retries),
-        ("retry_delay", limits.max_retry_delay),
-        ("delay", limits.max_delay),
+        ("timeout", limits.timeout.max),
+        ("retries", jobs.max_retries),
+        ("retry_delay", jobs.max_retry_delay),
+        ("delay", jobs.max_delay),
     ):
         properties[name]["maximum"] = most
-    properties["code"]["oneOf"][0]["maxLength"] = int(limits.max_code)
-    properties["timeout"]["description"] += f" {limits.default_timeout:g} when it is not given."
+    properties["code"]["oneOf"][0]["maxLength"] = int(jobs.max_code)
+    properties["timeout"]["description"] += f" {limits.timeout.default:g} when it is not given."
     if shells:
         properties["shell"]["enum"] = list(shells)
     job["not"] = {

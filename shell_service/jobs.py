@@ -112,8 +112,8 @@ def _wide(*more: SQLColumnExpression[Any]) -> Select[*tuple[Any, ...]]:
     """Everything that a record is made of, but `code`, `args` and `env`; and more."""
     names = (
         "priority, shell, timeout, run_at, retries, retry_delay, on_lost, created_at, modified, return_code, signal,"
-        " finished_at, stdout_bytes, stderr_bytes, output_truncated, wall_seconds, cpu_seconds, max_rss_bytes,"
-        " cancelled_by"
+        " finished_at, stdout_bytes, stderr_bytes, output_truncated, wall_seconds, cpu_seconds, peak_memory_bytes,"
+        " written_bytes, cancelled_by"
     )
     columns = [getattr(Job, name.strip()) for name in names.split(",")]
     return (
@@ -154,7 +154,7 @@ RECORD = _wanted(_wide(Job.code, Job.args, Job.env))
 REQUEST = _wanted(
     _standing(
         *(Job.priority, Job.code, Job.shell, Job.args, Job.env, Job.stdin, Job.timeout),
-        *(Job.retries, Job.retry_delay, Job.on_lost),
+        *(Job.retries, Job.retry_delay, Job.on_lost, Job.limits, Job.network, Job.secrets, Job.secrets_in_env),
     )
 )
 

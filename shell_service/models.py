@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -52,6 +53,11 @@ class UserLimits(Base):
     max_running: Mapped[int | None]
     max_queued: Mapped[int | None]
     jobs_per_minute: Mapped[int | None]
+    #: What this user's jobs get, and may ask for at most: names of `limits.JobLimits` and ``timeout`` to numbers.
+    defaults: Mapped[dict[str, float]] = mapped_column(JSONB, server_default="{}")
+    maxima: Mapped[dict[str, float]] = mapped_column(JSONB, server_default="{}")
+    #: Whether this user's jobs may have the network.
+    network: Mapped[bool] = mapped_column(server_default="false")
 
 
 class SubmissionCount(Base):
@@ -101,6 +107,10 @@ class Job(Base):
     env: Mapped[dict[str, str]] = mapped_column(JSONB)
     stdin: Mapped[str]
     timeout: Mapped[float] = mapped_column(Float)
+    limits: Mapped[dict[str, float]] = mapped_column(JSONB, server_default="{}")  # all of `limits.JobLimits`
+    network: Mapped[bool] = mapped_column(server_default="false")
+    secrets: Mapped[list[str]] = mapped_column(JSONB, server_default="[]")  # names
+    secrets_in_env: Mapped[bool] = mapped_column(server_default="false")
     run_at: Mapped[datetime | None]
     retries: Mapped[int] = mapped_column(SmallInteger)
     retry_delay: Mapped[float] = mapped_column(Float)
@@ -119,7 +129,8 @@ class Job(Base):
     output_truncated: Mapped[bool | None]
     wall_seconds: Mapped[float | None] = mapped_column(Float)
     cpu_seconds: Mapped[float | None] = mapped_column(Float)
-    max_rss_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    peak_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    written_bytes: Mapped[int | None] = mapped_column(BigInteger)
     runner: Mapped[str | None]
     cancelled_by: Mapped[str | None]
 
@@ -204,6 +215,7 @@ class Runner(Base):
     state: Mapped[str]
     slots: Mapped[int]
     obstacle: Mapped[str | None]  # why it takes no jobs; null when all is well
+    facts: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default="{}")  # see `sandbox.Facts`
     beat: Mapped[int] = mapped_column(BigInteger, server_default="0")
     beat_at: Mapped[datetime] = mapped_column(server_default=func.now())
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -1,6 +1,6 @@
 """What jobs printed: one file per job, attempt and stream, addressed by these three and never by a stored path.
 
-A file holds the first `jobs.max_output` bytes of its stream. A stream that printed nothing has no file.
+A file holds the first `limits.output` bytes of its stream. A stream that printed nothing has no file.
 """
 
 from __future__ import annotations

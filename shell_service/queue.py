@@ -31,6 +31,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from baselayer.query import Query, Rows, as_uuid
+from shell_service.limits import JobLimits
 
 CANCEL_AT_ONCE = 500  # jobs: claims wait for the rows that a cancel holds
 _NOTIFY_IDS = 200  # hex ids of 32 characters that fit into one payload of 8,000 bytes
@@ -40,6 +41,7 @@ _NOTIFY_IDS = 200  # hex ids of 32 characters that fit into one payload of 8,000
 class Claim:
     """A job that a runner has claimed, with all that it takes to run it."""
 
+    limits: JobLimits
     job_id: uuid.UUID
     user_id: int
     attempt: int
@@ -53,6 +55,9 @@ class Claim:
     timeout: float
     retries: int
     retry_delay: float
+    network: bool
+    secrets: list[str]
+    secrets_in_env: bool
 
 
 @dataclass(frozen=True)
@@ -90,13 +95,15 @@ def claimed(places: Sequence[Place]) -> Query[list[Claim]]:
 
     def read(rows: Rows) -> list[Claim]:
         claims = {}
-        for text_id, *details in rows:
+        for text_id, limits, *details in rows:
             place = by_id[as_uuid(text_id)]
-            claims[place.job_id] = Claim(place.job_id, place.user_id, place.attempt, place.fence, *details)
+            whose = (place.job_id, place.user_id, place.attempt, place.fence)
+            claims[place.job_id] = Claim(JobLimits(**limits), *whose, *details)
         return [claims[place.job_id] for place in places]
 
     return Query(
-        "SELECT id, name, code, shell, args, env, stdin, timeout, retries, retry_delay FROM job"
+        "SELECT id, limits, name, code, shell, args, env, stdin, timeout, retries, retry_delay, network, secrets,"
+        " secrets_in_env FROM job"
         " WHERE id = ANY(CAST(%(ids)s AS uuid[]))",
         {"ids": [str(place.job_id) for place in places]},
         read,
@@ -162,7 +169,8 @@ class Result:
     signal: str | None = None
     wall_seconds: float | None = None
     cpu_seconds: float | None = None
-    max_rss_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    written_bytes: int | None = None
     stdout_bytes: int | None = None
     stderr_bytes: int | None = None
     output_truncated: bool | None = None
@@ -171,7 +179,8 @@ class Result:
 
 _RESULT_COLUMNS = (
     "status text, reason text, runner text, return_code int, signal text, wall_seconds float8, cpu_seconds float8,"
-    " max_rss_bytes bigint, stdout_bytes bigint, stderr_bytes bigint, output_truncated boolean"
+    " peak_memory_bytes bigint, written_bytes bigint, stdout_bytes bigint, stderr_bytes bigint,"
+    " output_truncated boolean"
 )
 _RESULT_NAMES = [column.split()[0] for column in _RESULT_COLUMNS.split(", ")]
 _FINISH = f"""

@@ -143,7 +143,8 @@ def _record(
         "output_truncated": row.output_truncated,
         "wall_seconds": row.wall_seconds,
         "cpu_seconds": row.cpu_seconds,
-        "max_rss_bytes": row.max_rss_bytes,
+        "peak_memory_bytes": row.peak_memory_bytes,
+        "written_bytes": row.written_bytes,
         "runner": row.runner,
         "cancelled_by": row.cancelled_by,
         "position": None,
@@ -158,7 +159,7 @@ _AS_ASKED = (
 _NOT_YET = (
     *("reason", "started_at", "finished_at", "return_code", "signal"),
     *("stdout", "stderr", "stdout_bytes", "stderr_bytes", "output_truncated"),
-    *("wall_seconds", "cpu_seconds", "max_rss_bytes", "runner", "cancelled_by", "position"),
+    *("wall_seconds", "cpu_seconds", "peak_memory_bytes", "written_bytes", "runner", "cancelled_by", "position"),
 )
 
 

@@ -12,7 +12,7 @@ from marshmallow.experimental.context import Context
 from baselayer.fields import Flag, Instant, Items, Number, Pairs, Request, Text, Whole
 from shell_service.models import STATUSES
 from shell_service.scopes import MEANINGS
-from shell_service.settings import Jobs
+from shell_service.settings import Jobs, Limits
 
 NAME = "[A-Za-z0-9._-]+"
 DAY = 86_400
@@ -27,7 +27,8 @@ def about(text: str, example: Any = None) -> dict[str, Any]:
 class JobRules:
     """The configured limits that job requests are checked against."""
 
-    def __init__(self, limits: Jobs, shells: Mapping[str, str]) -> None:
+    def __init__(self, jobs: Jobs, limits: Limits, shells: Mapping[str, str]) -> None:
+        self.jobs = jobs
         self.limits = limits
         self.shells = shells
 
@@ -56,7 +57,7 @@ class Code(fields.Field[str]):
             raise ValidationError("Must not be empty.")
         if "\0" in value:
             raise ValidationError("Must not contain a NUL character.")
-        most = _rules().limits.max_code
+        most = _rules().jobs.max_code
         if len(value) > most or len(value.encode()) > most:
             raise ValidationError(f"Must be at most {most} bytes.")
         return value
@@ -106,25 +107,25 @@ class JobRequest(Request):
     @validates_schema(skip_on_field_errors=False)
     def _within_limits(self, data: dict[str, Any], **kwargs: Any) -> None:
         rules, problems = _rules(), {}
-        limits = rules.limits
+        jobs = rules.jobs
         if (shell := data.get("shell")) is not None and shell not in rules.shells:
             problems["shell"] = [f"Must be one of: {', '.join(rules.shells)}."]
         for name, most in (
-            ("timeout", limits.max_timeout),
-            ("retries", limits.max_retries),
-            ("retry_delay", limits.max_retry_delay),
-            ("delay", limits.max_delay),
+            ("timeout", rules.limits.timeout.max),
+            ("retries", jobs.max_retries),
+            ("retry_delay", jobs.max_retry_delay),
+            ("delay", jobs.max_delay),
         ):
             if (data.get(name) or 0) > most:
                 problems[name] = [f"Must be at most {most:.10g}; the service's operator sets this limit."]
         if (run_at := data.get("run_at")) is not None:
-            if (run_at - datetime.now(UTC)).total_seconds() > limits.max_delay:
-                problems["run_at"] = [f"Must be at most {limits.max_delay:.0f} seconds from now."]
+            if (run_at - datetime.now(UTC)).total_seconds() > jobs.max_delay:
+                problems["run_at"] = [f"Must be at most {jobs.max_delay:.0f} seconds from now."]
             if data.get("delay") is not None:
                 problems["delay"] = ["Give either run_at or delay."]
         texts = [*data.get("args", []), *data.get("env", {}).values(), data.get("stdin", "")]
-        if sum(len(item.encode()) for item in texts) > limits.max_input:
-            problems["stdin"] = [f"args, env and stdin together must be at most {limits.max_input} bytes."]
+        if sum(len(item.encode()) for item in texts) > jobs.max_input:
+            problems["stdin"] = [f"args, env and stdin together must be at most {jobs.max_input} bytes."]
         # Linux takes no single argument or variable of 128 KiB or more (MAX_ARG_STRLEN).
         if any(len(item.encode()) >= 128 * 1024 - 128 for item in texts[:-1]):
             problems["args"] = ["A single argument or variable must be shorter than 128 KiB."]
@@ -134,7 +135,8 @@ class JobRequest(Request):
     @post_load
     def _complete(self, data: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         if data["timeout"] is None:
-            data["timeout"] = _rules().limits.default_timeout
+            data["timeout"] = _rules().limits.timeout.default
+        data |= {"limits": {}, "network": False, "secrets": [], "secrets_in_env": False}
         return data
 
 
@@ -242,7 +244,8 @@ class JobRecord(Schema):
     output_truncated = _nullable(fields.Boolean, "Whether more was printed than is kept.")
     wall_seconds = _nullable(fields.Float, "How long the script ran.")
     cpu_seconds = _nullable(fields.Float, "Processor time of all its processes.")
-    max_rss_bytes = _nullable(fields.Integer, "Peak memory of its largest process.")
+    peak_memory_bytes = _nullable(fields.Integer, "The most memory that its processes held at once.")
+    written_bytes = _nullable(fields.Integer, "Bytes that its processes wrote, to files and to pipes.")
     runner = _nullable(fields.String, "The runner that ran it.")
     cancelled_by = _nullable(fields.String, "Who cancelled it.")
     position = _nullable(fields.Integer, "Its place among what can start next; null in lists, new jobs and far back.")

@@ -16,6 +16,7 @@ from typing import Literal
 from baselayer import config, postgres
 from baselayer.config import Bytes, ConfigError
 from baselayer.privilege import Account
+from shell_service.limits import NAMES, JobLimits
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -66,14 +67,52 @@ class Users:
 class Jobs:
     max_code: Bytes
     max_input: Bytes
-    default_timeout: float
-    max_timeout: float
     kill_grace: float
-    max_output: Bytes
     max_retries: int
     max_retry_delay: float
     max_delay: float
     idempotency_seconds: float
+
+
+@dataclass(frozen=True)
+class Count:
+    default: int
+    max: int
+
+
+@dataclass(frozen=True)
+class Size:
+    default: Bytes
+    max: Bytes
+
+
+@dataclass(frozen=True)
+class Amount:
+    default: float
+    max: float
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a job gets that asks for nothing, and the most that it may ask for."""
+
+    timeout: Amount
+    memory: Size
+    processes: Count
+    cpu: Amount
+    cpu_seconds: Amount
+    open_files: Count
+    file_size: Size
+    disk: Size
+    output: Size
+
+    @property
+    def defaults(self) -> JobLimits:
+        return JobLimits(**{name: getattr(self, name).default for name in NAMES})
+
+    @property
+    def maxima(self) -> JobLimits:
+        return JobLimits(**{name: getattr(self, name).max for name in NAMES})
 
 
 @dataclass(frozen=True)
@@ -89,12 +128,10 @@ class Runner:
 
 @dataclass(frozen=True)
 class Sandbox:
+    mode: Literal["walls", "none"]
     uid_base: int
-    job_size: Bytes
     tmp_size: Bytes
     shm_size: Bytes
-    max_file: Bytes
-    max_open_files: int
     max_launchers: int
     launcher_idle_seconds: float
 
@@ -121,6 +158,7 @@ class Settings:
     access: Access
     users: Users
     jobs: Jobs
+    limits: Limits
     shells: dict[str, str]
     runner: Runner
     sandbox: Sandbox
@@ -235,7 +273,6 @@ def _check_ranges(settings: Settings) -> None:
         "server.drain_seconds": (settings.server.drain_seconds, 0, 3600),
         "scheduler.tick_seconds": (scheduler.tick_seconds, 0.05, 3600),
         "jobs.kill_grace": (settings.jobs.kill_grace, 0, 3600),
-        "jobs.default_timeout": (settings.jobs.default_timeout, 0.001, settings.jobs.max_timeout),
         # 0 would stand for no limit there, and a statement may not hold up others for long.
         "database.statement_timeout": (settings.database.statement_timeout, 0.1, 600),
         "database.pool_timeout": (settings.database.pool_timeout, 0.01, 600),
@@ -243,6 +280,11 @@ def _check_ranges(settings: Settings) -> None:
         "users.max_running": (settings.users.max_running, 0, 1_000_000),
         "users.jobs_per_minute": (settings.users.jobs_per_minute, 0, 10**9),
     }
+    # Less, and not even a shell that does nothing would come to its end.
+    least = {"timeout": 0.001, "memory": 2**24, "processes": 2, "cpu": 0.01, "cpu_seconds": 0.1, "open_files": 16}
+    for name in ("timeout", *NAMES):
+        limit = getattr(settings.limits, name)
+        within[f"limits.{name}.default"] = (limit.default, least.get(name, 0), limit.max)
     for key, (found, low, high) in within.items():
         if not low <= found <= high:
             raise ConfigError(f"{key} is {found}; expected {low} to {high}")

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from baselayer.errors import ApiError, IdempotencyMismatch, InvalidRequest, LimitReached, NotAllowed
 from baselayer.query import Query, Rows, as_uuids
+from shell_service.limits import JobLimits
 
 _USER_LOCK = 7200  # first key of the advisory lock that serialises what one user's submissions are counted against
 _QUEUE_SECONDS = 10  # after which a user with a full queue may ask again
@@ -35,6 +36,10 @@ class NewJob:
     env: dict[str, str]
     stdin: str
     timeout: float
+    limits: dict[str, float]  # those asked for
+    network: bool
+    secrets: list[str]
+    secrets_in_env: bool
     run_at: datetime | None
     retries: int
     retry_delay: float
@@ -72,6 +77,10 @@ def new_job(user_id: int, request: Mapping[str, Any]) -> NewJob:
         env=request["env"],
         stdin=request["stdin"],
         timeout=request["timeout"],
+        limits=request["limits"],
+        network=request["network"],
+        secrets=request["secrets"],
+        secrets_in_env=request["secrets_in_env"],
         run_at=run_at,
         retries=request["retries"],
         retry_delay=request["retry_delay"],
@@ -83,9 +92,9 @@ def new_job(user_id: int, request: Mapping[str, Any]) -> NewJob:
 
 def request_again(row: Row[Any]) -> dict[str, Any]:
     """The request that made this job, to make another like it; what was to happen at a time happens at once."""
-    names = ("name", "priority", "code", "shell", "args", "env", "stdin", "timeout")
+    names = "name priority code shell args env stdin timeout limits network secrets secrets_in_env"
     return {
-        **{name: getattr(row, name) for name in (*names, "retries", "retry_delay", "on_lost")},
+        **{name: getattr(row, name) for name in f"{names} retries retry_delay on_lost".split()},
         "run_at": None,
         "delay": None,
     }
@@ -113,6 +122,7 @@ class Limits:
     max_running: int
     max_queued: int
     jobs_per_minute: int
+    job: JobLimits  # what each job gets that asks for nothing
 
 
 def submit(submissions: Sequence[Submission], defaults: Limits) -> Query[list[list[uuid.UUID] | Exception]]:
@@ -135,12 +145,13 @@ def submit(submissions: Sequence[Submission], defaults: Limits) -> Query[list[li
     # JSON, whatever the number of rows: the statement is constant, and it is what both sides parse fastest.
     return Query(
         "SELECT n, outcome, allowed, counted, seconds, ids FROM submit_jobs("
-        "%(submissions)s, %(jobs)s, %(max_queued)s, %(jobs_per_minute)s)",
+        "%(submissions)s, %(jobs)s, %(max_queued)s, %(jobs_per_minute)s, %(job_limits)s)",
         {
             "submissions": orjson.dumps(asked).decode(),
             "jobs": orjson.dumps(jobs).decode(),
             "max_queued": defaults.max_queued,
             "jobs_per_minute": defaults.jobs_per_minute,
+            "job_limits": orjson.dumps(vars(defaults.job)).decode(),
         },
         partial(_results, submissions),
     )

@@ -13,10 +13,21 @@ from sqlalchemy.orm import Session
 
 from baselayer.models import User
 from shell_service import liveness, queue, submissions
+from shell_service.limits import JobLimits
 from shell_service.models import UserLimits
 from shell_service.submissions import Limits, NewJob, Submission
 
-LIMITS = Limits(max_running=50, max_queued=1_000_000, jobs_per_minute=1_000_000)
+JOB_LIMITS = JobLimits(
+    memory=1 << 30,
+    processes=256,
+    cpu=256,
+    cpu_seconds=36_000,
+    open_files=1024,
+    file_size=1 << 30,
+    disk=1 << 28,
+    output=1 << 26,
+)
+LIMITS = Limits(max_running=50, max_queued=1_000_000, jobs_per_minute=1_000_000, job=JOB_LIMITS)
 
 
 class UserFactory(factory.Factory):
@@ -54,6 +65,10 @@ class NewJobFactory(factory.Factory):
     env = factory.LazyFunction(dict)
     stdin = ""
     timeout = 60.0
+    limits = factory.LazyFunction(dict)
+    network = False
+    secrets = factory.LazyFunction(list)
+    secrets_in_env = False
     run_at = None
     retries = 0
     retry_delay = 0.0

@@ -25,7 +25,7 @@ from shell_service.settings import load
 
 SETTINGS = load()
 SHELLS = {"sh": "/bin/sh"}
-DOCUMENT = document.build("http://localhost:5000", SETTINGS.jobs, SHELLS)
+DOCUMENT = document.build("http://localhost:5000", SETTINGS.jobs, SETTINGS.limits, SHELLS)
 ENDPOINTS: dict[tuple[str, str], Endpoint] = {
     (route.path, method): declared for route in document.routes() for method, (declared, _) in route.endpoints().items()
 }
@@ -116,7 +116,7 @@ def test_examples_of_bodies_load(where: tuple[str, str]) -> None:
         assert "requestBody" not in operation
         return
     content = operation["requestBody"]["content"]["application/json"]
-    with Context(schemas.JobRules(SETTINGS.jobs, SHELLS)):
+    with Context(schemas.JobRules(SETTINGS.jobs, SETTINGS.limits, SHELLS)):
         declared.body().load(content["example"])
     validator(content["schema"]).validate(content["example"])
 
@@ -180,8 +180,8 @@ VALUES = [
     ("timeout", 0.5, True),
     ("timeout", None, True),
     ("timeout", 0, False),
-    ("timeout", SETTINGS.jobs.max_timeout, True),
-    ("timeout", SETTINGS.jobs.max_timeout + 1, False),
+    ("timeout", SETTINGS.limits.timeout.max, True),
+    ("timeout", SETTINGS.limits.timeout.max + 1, False),
     ("timeout", "1", False),
     ("priority", 10, True),
     ("priority", 11, False),
@@ -207,7 +207,7 @@ VALUES = [
 @pytest.mark.parametrize(("name", "value", "taken"), VALUES, ids=lambda value: repr(value)[:30])
 def test_document_and_check_agree(name: str, value: Any, taken: bool) -> None:
     body = {"code": "echo", name: value}
-    with Context(schemas.JobRules(SETTINGS.jobs, SHELLS)):
+    with Context(schemas.JobRules(SETTINGS.jobs, SETTINGS.limits, SHELLS)):
         assert (not schemas.JobRequest().validate(body)) == taken
     assert validator({"$ref": "#/components/schemas/JobRequest"}).is_valid(body) == taken
 

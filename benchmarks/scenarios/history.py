@@ -7,6 +7,7 @@ for tomorrow and half are ready, but their users may run none: they are looked a
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 
 import psycopg2
@@ -31,11 +32,11 @@ _PAUSE = """INSERT INTO user_limits (user_id, max_running)
 SELECT id, 0 FROM "user" WHERE username ~ '^past' ON CONFLICT (user_id) DO NOTHING"""
 _PEOPLE = """CREATE TEMPORARY TABLE people AS
 SELECT row_number() OVER (ORDER BY id) - 1 AS place, id FROM "user" WHERE username ~ '^past'"""
-_COMMON = "id, user_id, name, priority, code, shell, args, env, stdin, timeout, retries, retry_delay, on_lost"
+_COMMON = "id, user_id, name, priority, code, shell, args, env, stdin, timeout, limits, retries, retry_delay, on_lost"
 _VALUES = """pg_temp.uuid7(ms, n), p.id, 'job' || n %% 50, 0, 'echo hello', 'sh', '[]'::jsonb, '{}'::jsonb, '', 3600,
-0, 1, 'fail', to_timestamp(ms / 1000.0), to_timestamp(ms / 1000.0)"""
+%(limits)s, 0, 1, 'fail', to_timestamp(ms / 1000.0), to_timestamp(ms / 1000.0)"""
 _FINISHED = f"""INSERT INTO job ({_COMMON}, created_at, modified, attempt, status, reason, return_code, started_at,
-  finished_at, stdout_bytes, stderr_bytes, output_truncated, wall_seconds, cpu_seconds, max_rss_bytes, runner)
+  finished_at, stdout_bytes, stderr_bytes, output_truncated, wall_seconds, cpu_seconds, peak_memory_bytes, runner)
 SELECT {_VALUES}, 1, CASE WHEN failed THEN 'FAILED' ELSE 'COMPLETED' END,
   'exit code ' || failed::int, failed::int, to_timestamp(ms / 1000.0), to_timestamp(ms / 1000.0 + 1), 6, 0, false,
   1, 0.01, 1000000, 'runner_00'
@@ -97,6 +98,7 @@ def fill(settings: Settings, finished: int, pending: int) -> None:
     now = time.time_ns() // 1_000_000
     figures = {
         "users": USERS, "finished": finished, "pending": pending, "now": now, "span": DAYS * 86_400_000,
+        "limits": json.dumps(vars(settings.limits.defaults)),
     }  # fmt: skip
     connection = psycopg2.connect(address.render_as_string(hide_password=False))
     try:

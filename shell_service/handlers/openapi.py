@@ -13,7 +13,7 @@ from shell_service import document
 from shell_service.handlers.base import AppHandler
 
 if TYPE_CHECKING:
-    from shell_service.settings import Jobs
+    from shell_service.settings import Jobs, Limits
 
 
 class OpenApi(AppHandler):
@@ -26,13 +26,13 @@ class OpenApi(AppHandler):
         settings = self.app.settings
         shells = tuple(self.app.rules.shells.items())
         self.set_header("Content-Type", "application/json")
-        self.finish(await asyncio.to_thread(_rendered, settings.base_url, settings.jobs, shells))
+        self.finish(await asyncio.to_thread(_rendered, settings.base_url, settings.jobs, settings.limits, shells))
         return STREAMED
 
 
 @functools.lru_cache(maxsize=1)
-def _rendered(server: str, limits: Jobs, shells: tuple[tuple[str, str], ...]) -> bytes:
-    return orjson.dumps(document.build(server, limits, dict(shells)))
+def _rendered(server: str, jobs: Jobs, limits: Limits, shells: tuple[tuple[str, str], ...]) -> bytes:
+    return orjson.dumps(document.build(server, jobs, limits, dict(shells)))
 
 
 ROUTES = [Route("/api/openapi.json", OpenApi)]

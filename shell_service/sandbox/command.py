@@ -57,6 +57,6 @@ class Exit:
     #: Of all the job's processes, user and system time.
     cpu_seconds: float
     #: Of the largest of them. Never below the launcher's own size, some 8 MiB: the kernel counts from before exec.
-    max_rss_bytes: int
+    peak_memory_bytes: int
     #: Whether the launcher died and took the job with it: then nobody knows how the script would have ended.
     lost: bool = False

@@ -108,13 +108,13 @@ class Process:
         """For the launcher's death, after which only the pidfd tells when the job's processes are gone."""
         asyncio.get_running_loop().add_reader(self._pidfd, self.finish, 0.0, 0, True)
 
-    def finish(self, cpu_seconds: float, max_rss_bytes: int, lost: bool = False) -> None:
+    def finish(self, cpu_seconds: float, peak_memory_bytes: int, lost: bool = False) -> None:
         """Everything is gone. What the init reported of the script counts; without a report, the init was killed."""
         status: int = signal.SIGKILL
         with contextlib.suppress(OSError):
             message = self._sock.recv(MAX_MESSAGE)
             if message[:1] == REPORT:
-                status, cpu_seconds, max_rss_bytes = REPORT_BODY.unpack(message[1:])
+                status, cpu_seconds, peak_memory_bytes = REPORT_BODY.unpack(message[1:])
                 lost = False
         code = os.waitstatus_to_exitcode(status)
         self._sock.close()
@@ -122,7 +122,7 @@ class Process:
         os.close(self._pidfd)
         self._pidfd = -1
         self._exit.set_result(
-            Exit(code if code >= 0 else None, -code if code < 0 else None, cpu_seconds, max_rss_bytes, lost)
+            Exit(code if code >= 0 else None, -code if code < 0 else None, cpu_seconds, peak_memory_bytes, lost)
         )
 
 

@@ -95,7 +95,7 @@ class Sandbox:
                 raise SandboxError(UNAVAILABLE, f"no system call filter: {error}") from error
         o = self._options
         uid = o.uid_base + user_id if os.geteuid() == 0 else os.geteuid()
-        setup = Setup(uid, int(o.job_size), int(o.tmp_size), int(o.shm_size), int(o.max_file), o.max_open_files)
+        setup = Setup(uid, 256 << 20, int(o.tmp_size), int(o.shm_size), 1 << 30, 1024)
 
         def used(launcher: Launcher) -> None:
             self._launchers[user_id] = launcher

@@ -19,7 +19,8 @@ def stack() -> Iterator[Stack]:
     """Router, two workers, runner, scheduler and database. What they log is looked through at the end."""
     with Stack(
         runner={"slots": 16, "drain_seconds": 2},
-        jobs={"kill_grace": 1, "max_output": MAX_OUTPUT},
+        jobs={"kill_grace": 1},
+        limits={"output": {"default": MAX_OUTPUT}},
         users={"max_streams": MAX_STREAMS},
     ) as running:
         yield running

@@ -19,7 +19,7 @@ from tests.waiting import eventually
 RECORD = """
     id name submitter_id submitter status reason code shell args env timeout priority retries retry_delay on_lost
     attempt created_at modified run_at started_at finished_at return_code signal stdout stderr stdout_bytes stderr_bytes
-    output_truncated wall_seconds cpu_seconds max_rss_bytes runner cancelled_by position pending_reason
+    output_truncated wall_seconds cpu_seconds peak_memory_bytes runner cancelled_by position pending_reason
 """.split()  # noqa: SIM905
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL"}
 
@@ -75,7 +75,7 @@ def test_a_finished_job_s_record(alice: Api, stack: Stack) -> None:
     assert at(job["created_at"]) <= at(job["started_at"]) <= at(job["finished_at"]) == at(job["modified"])
     assert 0 < job["wall_seconds"] < 10
     assert 0 <= job["cpu_seconds"] < 10
-    assert 100_000 < job["max_rss_bytes"] < 100_000_000
+    assert 100_000 < job["peak_memory_bytes"] < 100_000_000
     assert (job["cancelled_by"], job["position"], job["pending_reason"]) == (None, None, None)
     assert alice.job(job["id"]) == job
 

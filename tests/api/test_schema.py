@@ -33,7 +33,7 @@ def tokens(admin: Api) -> dict[str, str]:
 
 SETTINGS = load()
 SCHEMA = schemathesis.openapi.from_dict(
-    document.build("http://localhost", SETTINGS.jobs, shells.available(SETTINGS.shells))
+    document.build("http://localhost", SETTINGS.jobs, SETTINGS.limits, shells.available(SETTINGS.shells))
 ).exclude(path="/metrics")
 
 
@@ -66,4 +66,4 @@ def test_the_service_is_as_its_document_says(case: schemathesis.Case, stack: Sta
 def test_the_document_served_is_the_one_built(admin: Api, stack: Stack) -> None:
     served = admin.get("/api/openapi.json").body
     offered = {shell["name"]: shell["path"] for shell in admin.get("/api/shells").data}
-    assert served == document.build(stack.settings.base_url, stack.settings.jobs, offered)
+    assert served == document.build(stack.settings.base_url, stack.settings.jobs, stack.settings.limits, offered)

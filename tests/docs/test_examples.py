@@ -179,7 +179,8 @@ def test_back_up_and_restore_with_a_database_of_ones_own(
 
 # -- the samples of the API reference --------------------------------------------------------------------------------
 
-DOCUMENT = document.build(EXAMPLE_URL, load().jobs)
+_SETTINGS = load()
+DOCUMENT = document.build(EXAMPLE_URL, _SETTINGS.jobs, _SETTINGS.limits)
 SAMPLES = [
     pytest.param(path, method, sample, id=f"{method.upper()} {path} {sample['label']}")
     for path, operations in DOCUMENT["paths"].items()

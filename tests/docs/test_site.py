@@ -97,7 +97,7 @@ def test_pages_show_the_address_of_the_service(site: dict[str, str], settings: S
 
 def test_the_reference_has_every_operation(site: dict[str, str], settings: Settings) -> None:
     pages = [page for name, page in site.items() if name.startswith("reference/")]
-    for path, methods in document.build(settings.base_url, settings.jobs)["paths"].items():
+    for path, methods in document.build(settings.base_url, settings.jobs, settings.limits)["paths"].items():
         for method, operation in methods.items():
             shown = f'<span class="method {method}">{method.upper()}</span> <code>{path}</code>'
             (page,) = [page for page in pages if shown in page]

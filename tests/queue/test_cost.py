@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from shell_service import liveness, queue, submissions
 from shell_service.queue import Fenced, Result
 from shell_service.submissions import Submission
 from tests.database import Transactions
-from tests.factories import LIMITS, Enlisted, NewJobFactory, add_jobs, add_runner, add_user
+from tests.factories import JOB_LIMITS, LIMITS, Enlisted, NewJobFactory, add_jobs, add_runner, add_user
 
 _QUEUE = "('ready_job', 'deferred_job', 'running_job', 'job', 'idempotency_key')"
 
@@ -71,12 +72,12 @@ def fill(transact: Transactions, ready: int, users: int, finished: int) -> None:
     transact.sql(f'INSERT INTO "user" (username) {many}', users=users)
     for table, count in (("ready", ready), ("done", finished)):
         transact.sql(
-            "INSERT INTO job (id, user_id, name, priority, code, shell, args, env, stdin, timeout, retries,"
+            "INSERT INTO job (id, user_id, name, priority, code, shell, args, env, stdin, timeout, limits, retries,"
             " retry_delay, on_lost, created_at, modified, status, finished_at)"
-            " SELECT gen_random_uuid(), 1 + n % :users, :name, 0, 'true', 'sh', '[]', '{}', '', 1, 0, 0, 'fail', now(),"
-            " now(), CASE WHEN :done THEN 'COMPLETED' END, CASE WHEN :done THEN now() END"
+            " SELECT gen_random_uuid(), 1 + n % :users, :name, 0, 'true', 'sh', '[]', '{}', '', 1, :limits, 0, 0,"
+            " 'fail', now(), now(), CASE WHEN :done THEN 'COMPLETED' END, CASE WHEN :done THEN now() END"
             " FROM generate_series(1, :count) n",
-            users=users, name=table, done=table == "done", count=count,
+            users=users, name=table, done=table == "done", count=count, limits=json.dumps(vars(JOB_LIMITS)),
         )  # fmt: skip
     transact.sql("INSERT INTO ready_job (job_id, user_id, ord) SELECT id, user_id, 1 FROM job WHERE name = 'ready'")
 

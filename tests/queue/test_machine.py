@@ -156,16 +156,16 @@ class QueueMachine(RuleBasedStateMachine):
         current = {row.fence for row in self.transact.sql("SELECT fence FROM running_job")}
         results = [
             Result(
-                item.job_id, item.fence, status, "as it was", "runner", max_rss_bytes=item.fence,
+                item.job_id, item.fence, status, "as it was", "runner", peak_memory_bytes=item.fence,
                 retry_in=0.0 if status in ("FAILED", "TIMEOUT") and self.may_retry(item) else None,
             )
             for item in some
         ]  # fmt: skip
         assert self.transact(queue.finish(results).on) == [item.fence in current for item in some]
         for item in some:
-            row = self.transact.sql("SELECT status, max_rss_bytes FROM job WHERE id = :id", id=item.job_id)[0]
+            row = self.transact.sql("SELECT status, peak_memory_bytes FROM job WHERE id = :id", id=item.job_id)[0]
             if item.fence in current and row.status:
-                assert row.max_rss_bytes == item.fence
+                assert row.peak_memory_bytes == item.fence
 
     def may_retry(self, fenced: Fenced) -> bool:
         claim = self.claims[fenced.fence]

@@ -16,7 +16,7 @@ from shell_service import liveness, queue, submissions, users
 from shell_service.queue import Claim, Fenced, Result
 from shell_service.submissions import Limits, NewJob, Submission
 from tests.database import Transactions
-from tests.factories import LIMITS, Enlisted, NewJobFactory, add_jobs, add_runner, add_user
+from tests.factories import JOB_LIMITS, LIMITS, Enlisted, NewJobFactory, add_jobs, add_runner, add_user
 
 
 def fenced(claim: Claim) -> Fenced:
@@ -56,7 +56,13 @@ def test_a_job_from_submission_to_its_end(transact: Transactions, user: int, run
     assert (claim.code, claim.args, claim.env, claim.stdin) == ("exit 3", ["a"], {"A": "b"}, "in")
     assert (claim.timeout, claim.retries, claim.shell) == (5.0, 2, "sh")
     assert transact(queue.mark_started([fenced(claim)]).on) == [True]
-    figures = {"return_code": 3, "wall_seconds": 0.5, "cpu_seconds": 0.1, "max_rss_bytes": 1 << 33, "stdout_bytes": 7}
+    figures = {
+        "return_code": 3,
+        "wall_seconds": 0.5,
+        "cpu_seconds": 0.1,
+        "peak_memory_bytes": 1 << 33,
+        "stdout_bytes": 7,
+    }
     assert transact(queue.finish([ended(claim, "FAILED", stderr_bytes=0, output_truncated=False, **figures)]).on) == [
         True
     ]
@@ -405,7 +411,7 @@ def test_a_refused_submission_stores_nothing_and_leaves_its_key_free(transact: T
 
 
 def test_limits_count_what_waits_and_what_came_this_minute(transact: Transactions) -> None:
-    defaults = Limits(max_running=1, max_queued=3, jobs_per_minute=5)
+    defaults = Limits(max_running=1, max_queued=3, jobs_per_minute=5, job=JOB_LIMITS)
     user = transact(add_user)
     runner = transact(add_runner)
     now = datetime.now(UTC)

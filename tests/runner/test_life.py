@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import uuid
 
@@ -9,6 +10,7 @@ import pytest
 
 from shell_service import liveness
 from tests.database import Server, assert_consistent, assert_truthful
+from tests.factories import JOB_LIMITS
 from tests.runner.conftest import QUICK
 from tests.services import Site, host, processes
 from tests.waiting import eventually
@@ -79,10 +81,10 @@ def test_a_claim_whose_answer_was_lost_is_given_back(site: Site) -> None:
         user = connection.exec_driver_sql('SELECT min(id) FROM "user"').scalar()
         job_id = uuid.uuid4()
         connection.exec_driver_sql(
-            "INSERT INTO job (id, user_id, name, priority, code, shell, args, env, stdin, timeout, retries,"
+            "INSERT INTO job (id, user_id, name, priority, code, shell, args, env, stdin, timeout, limits, retries,"
             " retry_delay, on_lost, created_at, modified) VALUES (%s, %s, 'job', 0, 'true', 'sh', '[]', '{}', '',"
-            " 9, 0, 0, 'fail', now(), now())",
-            (str(job_id), user),
+            " 9, %s, 0, 0, 'fail', now(), now())",
+            (str(job_id), user, json.dumps(vars(JOB_LIMITS))),
         )
         connection.exec_driver_sql(
             "INSERT INTO running_job (job_id, user_id, ord, attempt, fence, runner_id, incarnation)"
@@ -142,7 +144,7 @@ def test_a_runner_is_known_by_its_host_and_name(site: Site) -> None:
 
 
 def test_without_its_sandbox_it_takes_nothing_and_says_why(server: Server) -> None:
-    with server.database() as url, Site(url, runner=QUICK, sandbox={"max_open_files": 1}) as site:
+    with server.database() as url, Site(url, runner=QUICK, sandbox={"shm_size": 2**63}) as site:
         job_id = site.submit()
         runner = site.start("runner")
         eventually(lambda: "no jobs are taken" in runner.log())

@@ -18,12 +18,10 @@ T = TypeVar("T")
 
 MiB = 1 << 20
 OPTIONS = settings.Sandbox(
+    mode="walls",
     uid_base=1_900_000_000,
-    job_size=Bytes(32 * MiB),
     tmp_size=Bytes(16 * MiB),
     shm_size=Bytes(4 * MiB),
-    max_file=Bytes(24 * MiB),
-    max_open_files=256,
     max_launchers=8,
     launcher_idle_seconds=60,
 )

@@ -131,7 +131,7 @@ def test_what_was_used_counts_all_processes() -> None:
     alone = job(spin).exit
     assert alone.cpu_seconds > 0.05
     assert ended.cpu_seconds > 1.5 * alone.cpu_seconds
-    assert job("x = b'x' * (64 << 20)", PYTHON).exit.max_rss_bytes > 64 * MiB > job("").exit.max_rss_bytes
+    assert job("x = b'x' * (64 << 20)", PYTHON).exit.peak_memory_bytes > 64 * MiB > job("").exit.peak_memory_bytes
 
 
 def test_resources_of_what_a_kill_ended_are_known() -> None:

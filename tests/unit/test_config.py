@@ -186,7 +186,7 @@ def test_every_default_is_explained() -> None:
         ({"database": {"pool_size": -1}}, r"database\.pool_size is -1"),
         ({"server": {"tls": {"certificate": "a.pem"}}}, r"server\.tls needs both"),
         ({"runner": {"lost_after": 6}}, r"runner\.lost_after must be at least three times"),
-        ({"jobs": {"max_timeout": 60}}, r"jobs\.default_timeout is .*; expected 0\.001 to 60"),
+        ({"limits": {"timeout": {"max": 60}}}, r"limits\.timeout\.default is .*; expected 0\.001 to 60"),
         ({"database": {"statement_timeout": 0}}, r"database\.statement_timeout is 0"),
         ({"users": {"max_running": -1}}, r"users\.max_running is -1"),
         ({"access": {"failures_per_minute": 0}}, r"access\.failures_per_minute is 0"),

@@ -12,7 +12,8 @@
 -- The queue is counted only where it might be full (see SubmissionCount): for an exact counter all claims and cancels
 -- of a user would wait for its row. Submissions of the last minute are those of this minute by the clock, and of the
 -- one before as much as the last sixty seconds reach into it.
-CREATE FUNCTION submit_jobs(p_submissions json, p_jobs json, p_max_queued int, p_jobs_per_minute int)
+CREATE FUNCTION submit_jobs(p_submissions json, p_jobs json, p_max_queued int, p_jobs_per_minute int,
+  p_job_limits jsonb)
 RETURNS TABLE (n int, outcome text, allowed int, counted int, seconds int, ids uuid[])
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan
@@ -111,14 +112,14 @@ BEGIN
   WITH new AS MATERIALIZED (
     SELECT * FROM json_to_recordset(p_jobs) AS r(
       n int, id uuid, user_id int, name text, priority smallint, code text, shell text, args jsonb, env jsonb,
-      stdin text, timeout float8, run_at timestamptz, retries smallint, retry_delay float8, on_lost text,
+      stdin text, timeout float8, limits jsonb, network boolean, secrets jsonb, secrets_in_env boolean, run_at timestamptz, retries smallint, retry_delay float8, on_lost text,
       created_at timestamptz, ord bigint, deferred boolean)
     WHERE r.n <> ALL (v_refused)),
   stored AS (
-    INSERT INTO job (id, user_id, name, priority, code, shell, args, env, stdin, timeout, run_at, retries, retry_delay,
-                     on_lost, created_at, modified)
-    SELECT id, user_id, name, priority, code, shell, args, env, stdin, timeout, run_at, retries, retry_delay,
-           on_lost, created_at, created_at FROM new),
+    INSERT INTO job (id, user_id, name, priority, code, shell, args, env, stdin, timeout, limits, network,
+                     secrets, secrets_in_env, run_at, retries, retry_delay, on_lost, created_at, modified)
+    SELECT id, user_id, name, priority, code, shell, args, env, stdin, timeout, p_job_limits || limits, network,
+           secrets, secrets_in_env, run_at, retries, retry_delay, on_lost, created_at, created_at FROM new),
   later AS (
     INSERT INTO deferred_job (job_id, user_id, ord, run_at) SELECT id, user_id, ord, run_at FROM new WHERE deferred),
   counted AS (
