@@ -99,7 +99,7 @@ class Enlisted:
         return queue.claimed(places).on(session)
 
 
-def add_runner(session: Session, name: str = "runner_00") -> Enlisted:
+def add_runner(session: Session, name: str = "runner_00", slots: int = 32) -> Enlisted:
     """Enter a runner, or a new incarnation of the one that has this name."""
     incarnation = uuid.uuid4()
-    return Enlisted(liveness.register(session, "host", name, incarnation, 32, None), incarnation)
+    return Enlisted(liveness.register(session, "host", name, incarnation, slots, None), incarnation)

@@ -85,7 +85,7 @@ def fill(transact: Transactions, ready: int, users: int, finished: int) -> None:
 # What a table held when it was last looked at: nothing; what it holds now; all of it, with little left since.
 @pytest.mark.parametrize("statistics", ["empty", "fresh", "stale"])
 def test_a_claim_costs_the_same_with_a_backlog(transact: Transactions, statistics: str) -> None:
-    user, runner = transact(add_user), transact(add_runner)
+    user, runner = transact(add_user), transact(add_runner, slots=64)
     for table in ("ready_job", "running_job", "job"):
         transact.sql(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
     transact(add_jobs, user, 40)

@@ -77,7 +77,7 @@ def test_limits_are_exact_while_jobs_end(transact: Transactions) -> None:
         assert sum(threads.map(work_until_empty, runners)) == 450
 
 
-def reference(users: list[tuple[int, int, int]], count: int, order: list[int]) -> Counter[int]:
+def reference(users: list[tuple[int, int, int]], count: int, order: list[int], slots: int) -> Counter[int]:
     """Slots by user as max-min fairness gives them, one at a time: `users` are (running, waiting, limit)."""
     running = [user[0] for user in users]
     given: Counter[int] = Counter()
@@ -86,6 +86,8 @@ def reference(users: list[tuple[int, int, int]], count: int, order: list[int]) -
         if not able:
             break
         chosen = min(able, key=lambda i: running[i])  # of equals the first in turn
+        if running[chosen] and slots >= 8 and running[chosen] + 1 > 7 * (slots - sum(running) - 1):
+            break  # what is left is for those who run nothing
         running[chosen] += 1
         given[chosen] += 1
     return given
@@ -134,16 +136,18 @@ def eight(transact: Transactions) -> Any:
     users=st.lists(user_states, min_size=1, max_size=_USERS),
     count=st.integers(1, 12),
     cursor=st.integers(0, _USERS + 1),
+    slots=st.sampled_from([7, 8, 12, 32, 64]),
 )
-@example(users=[(0, 7, 8)] * 8, count=8, cursor=3)
-@example(users=[(5, 7, 8), (0, 1, 8), (2, 7, 3)], count=12, cursor=0)
+@example(users=[(0, 7, 8)] * 8, count=8, cursor=3, slots=64)
+@example(users=[(5, 7, 8), (0, 1, 8), (2, 7, 3)], count=12, cursor=0, slots=32)
+@example(users=[(5, 7, 8), (0, 7, 8)], count=12, cursor=0, slots=8)
 def test_claims_are_shared_by_max_min(
-    eight: Transactions, users: list[tuple[int, int, int]], count: int, cursor: int
+    eight: Transactions, users: list[tuple[int, int, int]], count: int, cursor: int, slots: int
 ) -> None:
-    runner = eight(add_runner)
+    runner = eight(add_runner, slots=slots)
     eight(fill, users, runner)
     order = sorted(range(len(users)), key=lambda i: (i + 1 <= cursor, i))
-    expected = reference(users, count, order)
+    expected = reference(users, count, order, slots)
     heads = {
         user: [
             row.job_id
@@ -181,10 +185,20 @@ def test_a_flood_keeps_nobody_waiting(transact: Transactions, runner: Enlisted) 
     assert transact(runner.claim, 1)[0].job_id == job_id
 
 
+def test_nobody_has_all_slots(transact: Transactions, runner: Enlisted) -> None:
+    users = [transact(add_user) for _ in range(4)]
+    running: list[int] = []
+    for user in users:  # each comes when those before him have all that they may
+        transact(add_jobs, user, 50)
+        while claims := transact(runner.claim, 32 - len(running)):
+            running += [claim.user_id for claim in claims]
+    assert [running.count(user) for user in users] == [28, 3, 1, 0]
+
+
 def test_jobs_of_a_user_start_in_their_order(transact: Transactions, user: int, runner: Enlisted) -> None:
-    ids = [uuid.UUID(str(job_id)) for job_id in transact(add_jobs, user, 30)]
+    ids = [uuid.UUID(str(job_id)) for job_id in transact(add_jobs, user, 28)]
     started = []
     while claims := transact(runner.claim, 7):
         assert {claim.job_id for claim in claims} == set(ids[len(started) : len(started) + len(claims)])
         started += claims
-    assert len(started) == 30
+    assert len(started) == 28

@@ -3,6 +3,12 @@
 -- lowest ord. Claims are serialised by an advisory lock, so the limits hold exactly; finishes only lower the counts
 -- and need no lock.
 --
+-- Jobs may run for hours, and none is stopped for another, so nobody may have all slots: whoever runs something already
+-- takes another one only while he runs at most seven times as many as are left free. One user alone has 7/8 of the
+-- slots, of n users each 7/(7n + 1), and whoever runs nothing finds one until there are many. (Choudhury and Hahne,
+-- "Dynamic Queue Length Thresholds for Shared-Memory Packet Switches", 1998, there for buffers.) With fewer than 8
+-- slots that would be too much of them.
+--
 -- The cost is O((p_count + slots) * log n), whatever the backlog: of the users who have ready work, at most as many
 -- as there are slots run something, and the walk below stops at p_count users who run nothing. Users at their limit
 -- are passed over without their jobs being read; so are users who are not active.
@@ -25,6 +31,7 @@ DECLARE
   v_running int;
   v_limit int;
   v_idle int := 0;       -- users found who run nothing
+  v_free int;            -- slots of all runners; null where all of them may be taken
   v_wrapped boolean := false;
   v_users int[] := '{}';
   v_runs int[] := '{}';
@@ -38,6 +45,9 @@ BEGIN
   IF NOT FOUND THEN
     RAISE EXCEPTION 'this runner is not live any more' USING ERRCODE = 'SH001';
   END IF;
+
+  SELECT CASE WHEN sum(r.slots) >= 8 THEN sum(r.slots) - (SELECT count(*) FROM running_job) END INTO v_free
+  FROM runner r WHERE r.state = 'live';
 
   WHILE v_idle < p_count LOOP
     SELECT q.user_id INTO v_next FROM ready_job q WHERE q.user_id > v_user ORDER BY q.user_id LIMIT 1;
@@ -69,8 +79,13 @@ BEGIN
     CROSS JOIN LATERAL (
       SELECT q.job_id, q.ord FROM ready_job q WHERE q.user_id = u.user_id
       ORDER BY q.ord, q.job_id LIMIT least(u.room, p_count)) j),
+  ranked AS (
+    SELECT c.job_id, c.runs + c.rank AS runs, row_number() OVER (ORDER BY c.runs + c.rank, c.turn) AS place
+    FROM candidate c),
   pick AS MATERIALIZED (
-    SELECT c.job_id FROM candidate c ORDER BY c.runs + c.rank, c.turn LIMIT p_count),
+    -- Those that come later run more and find less: after the first for whom it is too much, it is for all.
+    SELECT r.job_id FROM ranked r
+    WHERE r.place <= p_count AND (r.runs = 1 OR v_free IS NULL OR r.runs <= 7 * (v_free - r.place))),
   taken AS (
     DELETE FROM ready_job q USING pick p WHERE q.job_id = p.job_id
     RETURNING q.job_id, q.user_id, q.ord, q.attempt)
