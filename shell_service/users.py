@@ -44,8 +44,8 @@ def record(row: Row[Any], defaults: Limits) -> dict[str, Any]:
         "created_at": rfc3339(row.created_at),
         "modified": rfc3339(row.modified),
         "limits": {
-            name: default if getattr(row, name) is None else getattr(row, name)
-            for name, default in vars(defaults).items()
+            name: getattr(defaults, name) if getattr(row, name) is None else getattr(row, name)
+            for name in ("max_running", "max_queued", "jobs_per_minute")
         },
     }
 
