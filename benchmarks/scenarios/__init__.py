@@ -6,15 +6,30 @@ from collections.abc import Awaitable, Callable
 
 from benchmarks.bench import Bench
 from benchmarks.results import Row
-from benchmarks.scenarios import batch, end_to_end, follow, history, idle, latency, peers, submit
+from benchmarks.scenarios import (
+    batch,
+    end_to_end,
+    flood,
+    follow,
+    history,
+    idle,
+    latency,
+    neighbours,
+    peers,
+    sandbox,
+    submit,
+)
 
 SCENARIOS: dict[str, Callable[[Bench], Awaitable[list[Row]]]] = {
     "idle": idle.run,  # first, while nothing has run yet
+    "sandbox": sandbox.run,
     "end_to_end": end_to_end.run,
     "submit": submit.run,
     "batch": batch.run,
     "latency": latency.run,
+    "neighbours": neighbours.run,
     "follow": follow.run,
+    "flood": flood.run,
     "history": history.run,
     "peers": peers.run,
 }
