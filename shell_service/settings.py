@@ -34,6 +34,7 @@ class Server:
     public_url: str
     processes: int
     max_body: Bytes
+    client_timeout: float
     max_waiting: int
     drain_seconds: float
     tls: Tls
@@ -270,6 +271,7 @@ def _check_ranges(settings: Settings) -> None:
         "runner.heartbeat_seconds": (runner.heartbeat_seconds, 0.05, 3600),
         "runner.poll_seconds": (runner.poll_seconds, 0.05, 3600),
         "runner.drain_seconds": (runner.drain_seconds, 0, 86400),
+        "server.client_timeout": (settings.server.client_timeout, 0.1, 3600),
         "server.drain_seconds": (settings.server.drain_seconds, 0, 3600),
         "scheduler.tick_seconds": (scheduler.tick_seconds, 0.05, 3600),
         "jobs.kill_grace": (settings.jobs.kill_grace, 0, 3600),
