@@ -375,6 +375,8 @@ class NothingHere(Handler):
 
 
 def _api_error(status: int, cause: BaseException | None) -> ApiError:
+    if isinstance(cause and cause.__cause__, httputil.HTTPInputError):  # a form, which Tornado wanted to read itself
+        return errors.UnsupportedMediaType()
     kinds: dict[int, type[ApiError]] = {
         kind.status: kind for kind in (errors.InvalidRequest, errors.NotFound, errors.MethodNotAllowed, errors.TooLarge)
     }
