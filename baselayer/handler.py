@@ -21,7 +21,7 @@ from marshmallow import Schema, ValidationError
 from marshmallow.experimental.context import Context as MarshmallowContext
 from tornado import httputil, web
 
-from baselayer import errors, log
+from baselayer import errors, log, token
 from baselayer.access import Authenticator, Caller
 from baselayer.bodies import LARGE_BODY, MOST_VALUES, has_too_many_values
 from baselayer.errors import ApiError
@@ -93,6 +93,7 @@ class Endpoint:
     errors: tuple[type[ApiError], ...] = ()
     headers: tuple[str, ...] = ()
     media: str = "application/json"
+    action: str | None = None
 
 
 @dataclass(frozen=True)
@@ -151,14 +152,15 @@ def endpoint(
     errors: Sequence[type[ApiError]] = (),
     headers: Sequence[str] = (),
     media: str = "application/json",
+    action: str | None = None,
 ) -> Callable[[Callable[..., Awaitable[Any]]], Callable[..., Coroutine[Any, Any, None]]]:
     """Declare a handler method.
 
     `scope` is what the token needs (or `PUBLIC`, or `ANY`); `body` and `query` check what comes in; `answer` describes
     ``data``; `errors` are those that this method raises itself; `headers` are the request headers that it reads;
-    `media` is the type of a streamed answer.
+    `media` is the type of a streamed answer; `action` is what is done, such as ``token.create``, where something is.
     """
-    declared = Endpoint(scope, body, query, answer, tuple(errors), tuple(headers), media)
+    declared = Endpoint(scope, body, query, answer, tuple(errors), tuple(headers), media, action)
 
     def decorate(method: Callable[..., Awaitable[Any]]) -> Callable[..., Coroutine[Any, Any, None]]:
         @functools.wraps(method)
@@ -190,6 +192,7 @@ class Handler(web.RequestHandler):
     def initialize(self, context: Context) -> None:
         self.context = context
         self.caller: Caller | None = None
+        self.declared: Endpoint | None = None
         self._running: asyncio.Task[Any] | None = None
         self._at_hand = True
         context.requests.begin()
@@ -215,6 +218,7 @@ class Handler(web.RequestHandler):
 
     async def check(self, declared: Endpoint) -> Call:
         """Authenticate and authorise the caller, then check query and body."""
+        self.declared = declared
         if declared.scope != PUBLIC:
             self.caller = await self.context.authenticator.authenticate(
                 self.request.headers.get("Authorization"), self.request.remote_ip or ""
@@ -303,6 +307,10 @@ class Handler(web.RequestHandler):
         if not isinstance(error, ApiError):
             error = _api_error(status_code, error)
         self.finish_error(error)
+        self.refused(error)
+
+    def refused(self, error: ApiError) -> None:
+        """Told of each error that was answered: for applications that keep a record of them."""
 
     def finish_error(self, error: ApiError) -> None:
         for name, value in error.headers.items():
@@ -359,7 +367,7 @@ class Handler(web.RequestHandler):
             requests_logger.info(
                 "%s %s %d %.1f ms %s %s",
                 self.request.method,
-                self.request.path[:200],
+                token.masked(self.request.path[:200]),
                 self.get_status(),
                 seconds * 1000,
                 self.request.remote_ip,

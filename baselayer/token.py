@@ -8,6 +8,7 @@ asking the database.
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 import string
 import zlib
@@ -48,3 +49,8 @@ def well_formed(token: str) -> bool:
 def digest(token: str) -> bytes:
     """What is stored of `token`: its SHA-256."""
     return hashlib.sha256(token.encode()).digest()
+
+
+def masked(text: str) -> str:
+    """`text` without anything that may be a token, or most of one: for logs of what strangers have sent."""
+    return re.sub(rf"{PREFIX}\w{{20,}}", f"{PREFIX}***", text, flags=re.ASCII)

@@ -25,6 +25,7 @@ from shell_service.hub import Hub
 from shell_service.output import OutputReader, OutputStore
 from shell_service.pending import Supply
 from shell_service.records import Record, Records
+from shell_service.refusals import Refusals
 from shell_service.schemas import JobRules
 from shell_service.scopes import SCOPES
 from shell_service.settings import Settings
@@ -55,6 +56,7 @@ class App:
     lookups: Batcher[tuple[Caller, uuid.UUID], Record | None]
     streams: dict[int, int]  # open streams by user
     requests: RequestsAtHand
+    refusals: Refusals
     failpoints: FailPoints
     version: str = __version__
 
@@ -69,7 +71,8 @@ class App:
             {"job": self.hub.heard, "access": lambda _: self.authenticator.forget()},
             on_connect=self._caught_up,
         )
-        return [listener.run(), self.hub.run(), self.ticker.run(), *self.authenticator.background()]
+        others = (self.hub.run(), self.ticker.run(), self.refusals.run())
+        return [listener.run(), *others, *self.authenticator.background()]
 
     def _caught_up(self) -> None:
         self.authenticator.forget()
@@ -106,6 +109,7 @@ def make_app(settings: Settings, database: Database, shells: Mapping[str, str], 
         lookups=Batcher(partial(_look_up, database, records), max_items=_RECORDS),
         streams={},
         requests=RequestsAtHand(),
+        refusals=Refusals(database, settings.server.processes),
         failpoints=failpoints,
     )
 
@@ -155,3 +159,4 @@ async def run_background(app: App, until: asyncio.Event) -> None:
         await until.wait()
         for task in tasks:
             task.cancel()
+    await app.refusals.close()

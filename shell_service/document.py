@@ -11,6 +11,7 @@ from baselayer import openapi
 from baselayer.handler import Route
 from baselayer.openapi import About
 from shell_service import __version__, schemas
+from shell_service.audit_schemas import AuditRecord
 from shell_service.models import STATUSES
 from shell_service.scopes import MEANINGS
 from shell_service.settings import Jobs, Limits
@@ -106,6 +107,20 @@ _USER = {
     "modified": _AT,
     "limits": _LIMITS,
 }
+_AUDIT = {
+    "id": 1234,
+    "at": _AT,
+    "user_id": 2,
+    "username": "alice",
+    "token_id": 7,
+    "address": "192.0.2.17",
+    "request_id": "0123456789abcdef0123456789abcdef",
+    "action": "job.cancel",
+    "object": JOB_ID,
+    "outcome": "ok",
+    "status": 200,
+    "detail": {},
+}
 _RUNNER = {"name": "runner_00", "state": "live", "slots": 32, "running": 2}
 _COUNTS = dict.fromkeys(STATUSES, 0) | {"RUNNING": 2, "COMPLETED": 512, "FAILED": 3}
 
@@ -123,6 +138,7 @@ EXAMPLES: dict[type[Schema], Any] = {
     schemas.NewTokenRecord: _NEW_TOKEN,
     schemas.UserRecord: _USER,
     schemas.WhoAmI: {**_USER, "scopes": ["jobs:read"], "token": _TOKEN, "running": 2, "queued": 0},
+    AuditRecord: _AUDIT,
     schemas.ShellRecord: {"name": "sh", "path": "/bin/sh"},
     schemas.SysInfo: {"version": __version__, "ready": True},
     schemas.Stats: {"jobs": _COUNTS, "oldest_ready_seconds": None, "runners": [_RUNNER]},

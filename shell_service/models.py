@@ -25,6 +25,7 @@ from sqlalchemy import (
     Uuid,
     func,
     or_,
+    text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
@@ -231,3 +232,36 @@ class IdempotencyKey(Base):
     request_digest: Mapped[bytes] = mapped_column(LargeBinary)
     job_ids: Mapped[list[uuid.UUID]] = mapped_column(ARRAY(Uuid))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
+
+
+class Audit(Base):
+    """Who did what to which object, from where, with which token, and how it ended. Rows are only ever added.
+
+    No foreign keys: what is told of may be gone. `username` and what is in `detail` are as they were then; without a
+    `user_id` it is an operator, or nobody that is known.
+    """
+
+    __tablename__ = "audit"
+    __table_args__ = (
+        CheckConstraint("length(object) <= 200", name="object"),
+        CheckConstraint("pg_column_size(detail) <= 4096", name="detail"),
+        Index(None, "at", "id"),
+        Index(None, "username", "at", "id"),
+        Index(None, "object", "at", "id"),
+        # Most entries are about a job that was submitted: they are found by the time alone.
+        Index(None, "action", "at", "id", postgresql_where=text("action <> 'job.submit'")),
+        Index(None, "outcome", "at", "id", postgresql_where=text("outcome <> 'ok'")),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+    user_id: Mapped[int | None]
+    username: Mapped[str | None]
+    token_id: Mapped[int | None]
+    address: Mapped[str | None]
+    request_id: Mapped[str | None]
+    action: Mapped[str]
+    object: Mapped[str | None]
+    outcome: Mapped[str]
+    status: Mapped[int | None] = mapped_column(SmallInteger)
+    detail: Mapped[dict[str, Any]] = mapped_column(JSONB)

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from baselayer.access import EVERY_SCOPE
 from baselayer.models import User
-from shell_service import tokens, users
+from shell_service import audit, tokens, users
 
 FIRST_ADMIN = "admin"
 DEMO_USERS = ("alice", "bob", "carol")
@@ -28,9 +28,8 @@ def first_admin(engine: sqlalchemy.Engine, tokens_file: Path) -> bool:
         session.execute(sqlalchemy.text('LOCK TABLE "user" IN EXCLUSIVE MODE'))
         if session.scalar(select(User.id).limit(1)) is not None:
             return False
-        user_id = users.create(session, FIRST_ADMIN, "admin", {})
-        made = tokens.insert(session, user_id, "Initial admin token", [EVERY_SCOPE], None)
-        write_tokens(tokens_file, {"INITIAL_ADMIN": made["token"]})
+        made = _user_with_token(session, FIRST_ADMIN, "admin", "Initial admin token")
+        write_tokens(tokens_file, {"INITIAL_ADMIN": made})
         return True
 
 
@@ -40,11 +39,19 @@ def demo_data(engine: sqlalchemy.Engine, tokens_file: Path) -> list[str]:
     with Session(engine) as session, session.begin():
         for name in DEMO_USERS:
             if session.scalar(select(User.id).where(User.username == name)) is None:
-                user_id = users.create(session, name, "user", {})
-                made[name] = tokens.insert(session, user_id, "Demo token", [EVERY_SCOPE], None)["token"]
+                made[name] = _user_with_token(session, name, "user", "Demo token")
         if made:
             write_tokens(tokens_file, {f"DEMO_{name.upper()}": token for name, token in made.items()})
     return list(made)
+
+
+def _user_with_token(session: Session, name: str, role: str, token_name: str) -> str:
+    """Make a user who has a token for everything; returns the token."""
+    made = tokens.insert(session, users.create(session, name, role, {}), token_name, [EVERY_SCOPE], None)
+    audit.by_operator(session, "user.create", name, {"role": role})
+    audit.by_operator(session, "token.create", str(made["id"]), {"username": name, "scopes": [EVERY_SCOPE]})
+    token: str = made["token"]
+    return token
 
 
 def write_tokens(path: Path, new: dict[str, str]) -> None:

@@ -31,6 +31,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from baselayer.query import Query, Rows, as_uuid
+from shell_service.audit import Entry
 from shell_service.limits import JobLimits
 
 CANCEL_AT_ONCE = 500  # jobs: claims wait for the rows that a cancel holds
@@ -250,10 +251,11 @@ def release(session: Session, attempts: Sequence[Fenced], certain: bool = False)
     return [item.fence in counted for item in attempts]
 
 
-def cancel(session: Session, job_ids: Sequence[uuid.UUID], by: str) -> None:
-    """End the waiting among these jobs, and ask the runners of the running ones to end them."""
+def cancel(session: Session, job_ids: Sequence[uuid.UUID], by: str, audit: Entry | None = None) -> None:
+    """End the waiting among these jobs, ask the runners of the running ones to end them, and write of it."""
     session.execute(
-        text("SELECT cancel_jobs(CAST(:ids AS uuid[]), :by)"), {"ids": [str(job_id) for job_id in job_ids], "by": by}
+        text("SELECT cancel_jobs(CAST(:ids AS uuid[]), :by, CAST(:audit AS json[]))"),
+        {"ids": [str(job_id) for job_id in job_ids], "by": by, "audit": [audit.dump()] if audit else []},
     )
 
 

@@ -14,7 +14,9 @@ MEANINGS = {
     "tokens:read": "See one's tokens (never their secrets).",
     "tokens:write": "Make, rotate and revoke tokens, within the scopes of the token that is used.",
     "users:admin": "Manage users, and see the service's metrics. Administrators only.",
+    "audit:read": "See the audit log. Administrators only.",
     EVERY_SCOPE: "Everything that the token's owner may do.",
 }
-_USER = frozenset(MEANINGS) - {EVERY_SCOPE, "users:admin"}
-SCOPES = Scopes(MEANINGS, {"user": _USER, "admin": _USER | {"users:admin"}})
+_ADMIN = frozenset({"users:admin", "audit:read"})
+_USER = frozenset(MEANINGS) - {EVERY_SCOPE} - _ADMIN
+SCOPES = Scopes(MEANINGS, {"user": _USER, "admin": _USER | _ADMIN})

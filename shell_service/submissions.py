@@ -16,6 +16,8 @@ from sqlalchemy.orm import Session
 
 from baselayer.errors import ApiError, IdempotencyMismatch, InvalidRequest, LimitReached, NotAllowed
 from baselayer.query import Query, Rows, as_uuids
+from shell_service.audit import Entry
+from shell_service.jobs import public_id
 from shell_service.limits import JobLimits
 
 _USER_LOCK = 7200  # first key of the advisory lock that serialises what one user's submissions are counted against
@@ -52,6 +54,11 @@ class NewJob:
         """Characters to store, near enough: 500 for all that is short."""
         env = sum(map(len, self.env.values())) + sum(map(len, self.env))
         return 500 + len(self.code) + len(self.stdin) + sum(map(len, self.args)) + env
+
+    @property
+    def public_id(self) -> str:
+        """The id that users see."""
+        return public_id(self.name, self.id)
 
     @property
     def ord(self) -> int:
@@ -102,12 +109,13 @@ def request_again(row: Row[Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Submission:
-    """Jobs that one request wants stored: all or none of them."""
+    """Jobs that one request wants stored: all or none of them. `audit` is written when they are."""
 
     user_id: int
     jobs: Sequence[NewJob]
     key: str | None = None
     digest: bytes = b""
+    audit: Entry | None = None
 
     @property
     def size(self) -> int:
@@ -138,6 +146,7 @@ def submit(submissions: Sequence[Submission], defaults: Limits) -> Query[list[li
             "key": item.key,
             "digest": item.digest.hex(),
             "ids": None if item.key is None else [job.id for job in item.jobs],
+            "audit": item.audit,
         }
         for n, item in enumerate(submissions)
     ]

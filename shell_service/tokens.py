@@ -149,11 +149,13 @@ def _find(session: Session, caller: Caller, token_id: int) -> Row[Any]:
     return row
 
 
-def revoke(session: Session, caller: Caller, token_id: int) -> None:
-    """Remove a token: it stops working everywhere within a second. Raises `NotFound`."""
+def revoke(session: Session, caller: Caller, token_id: int) -> str:
+    """Remove a token: it stops working everywhere within a second. Returns whose it was. Raises `NotFound`."""
     row = _find(session, caller, token_id)
     session.execute(delete(Token).where(Token.id == row.id))
     tell_access_changed(session)
+    owner: str = row.username
+    return owner
 
 
 def rotate(session: Session, caller: Caller, token_id: int, overlap: int) -> dict[str, Any]:

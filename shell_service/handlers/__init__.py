@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from baselayer.handler import Route
-from shell_service.handlers import info, jobs, openapi, output, tokens, users
+from shell_service.handlers import audit, info, jobs, openapi, output, tokens, users
 
-ROUTES: list[Route] = [*jobs.ROUTES, *output.ROUTES, *tokens.ROUTES, *users.ROUTES, *info.ROUTES, *openapi.ROUTES]
+_MODULES = (jobs, output, tokens, users, audit, info, openapi)
+ROUTES: list[Route] = [route for module in _MODULES for route in module.ROUTES]

@@ -5,18 +5,28 @@ from __future__ import annotations
 import base64
 import binascii
 import uuid
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import urlencode
 
 from sqlalchemy import Select
+from sqlalchemy.orm import Session
 
-from baselayer.errors import InvalidRequest
+from baselayer.errors import ApiError, InvalidRequest
 from baselayer.handler import Call, Handler
-from shell_service import jobs
+from shell_service import audit, jobs
+from shell_service.audit import Entry
 from shell_service.jobs import Found
 
 if TYPE_CHECKING:
     from shell_service.app import App
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Which errors the audit log tells of, by their status.
+_REFUSED_READS = (401, 403, 404)
+_REFUSALS = (*_REFUSED_READS, 409, 422, 429)
 
 
 class AppHandler(Handler):
@@ -32,6 +42,59 @@ class AppHandler(Handler):
     async def find(self, call: Call, job_id: str, what: Select[*tuple[Any, ...]] = jobs.STANDING) -> Found:
         """The job of this public id, for this caller. Raises `NotFound`. `what` as in `jobs.find_many`."""
         return await self.app.database.ask(jobs.find, call.caller, job_id, what)
+
+    def entry(self, name: object = None, detail: Mapping[str, Any] | None = None) -> Entry:
+        """What the audit log is to say of this request when it has done what it asks for, to the object `name`."""
+        return self._entry(None if name is None else str(name), audit.DONE, 200, detail or {})
+
+    def _entry(self, name: str | None, outcome: str, status: int, detail: Mapping[str, Any]) -> Entry:
+        caller = self.caller
+        return Entry(
+            action=(self.declared and self.declared.action) or audit.READ,
+            object=name,
+            user_id=caller.user_id if caller else None,
+            username=caller.username if caller else None,
+            token_id=caller.token_id if caller else None,
+            address=self.request.remote_ip,
+            request_id=self.request_id,
+            outcome=outcome,
+            status=status,
+            detail=detail,
+        )
+
+    async def change(
+        self,
+        entry_of: Callable[[R], Entry],
+        function: Callable[Concatenate[Session, P], R],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """As `Database.run`: call a function that changes something, and write of it in the same transaction.
+
+        `entry_of` makes the entry, with `entry`, of what the function returns.
+        """
+
+        def act(session: Session) -> R:
+            result = function(session, *args, **kwargs)
+            audit.write([entry_of(result)]).on(session)
+            self.app.failpoints.reach("app.before_commit")
+            return result
+
+        result = await self.app.database.run(act)
+        self.app.failpoints.reach("app.after_commit")
+        return result
+
+    def refused(self, error: ApiError) -> None:
+        """Let the audit log tell of what was refused to somebody: of attempts at what is not his, and of limits."""
+        if self.declared is None:
+            return
+        counted = self.caller is None and error.status == 429  # a guess beyond the limit on them
+        if not counted and error.status not in (_REFUSALS if self.declared.action else _REFUSED_READS):
+            return
+        name = next(iter(self.path_kwargs.values()), None)
+        detail = {"method": self.request.method, "path": audit.clean(self.request.path)}
+        entry = self._entry(None if name is None else audit.clean(name), error.code, error.status, detail)
+        (self.app.refusals.count if counted else self.app.refusals.note)(entry)
 
     def link_next(self, cursor: str | None) -> None:
         """Say where the next page is."""

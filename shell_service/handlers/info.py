@@ -55,10 +55,10 @@ class Metrics(AppHandler):
         For administrators, and without a token from this machine itself.
         """
         if not ipaddress.ip_address(self.request.remote_ip or "::").is_loopback:
-            caller = await self.app.authenticator.authenticate(
+            self.caller = await self.app.authenticator.authenticate(
                 call.header("Authorization"), self.request.remote_ip or ""
             )
-            caller.require("users:admin")
+            self.caller.require("users:admin")
         figures = await self.app.database.run(stats.stats, None)
         lines = [f'jobs{{status="{name}"}} {count}' for name, count in figures["jobs"].items()]
         lines += [f'runner_slots{{runner="{runner["name"]}"}} {runner["slots"]}' for runner in figures["runners"]]

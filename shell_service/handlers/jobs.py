@@ -26,6 +26,7 @@ from baselayer.errors import (
 )
 from baselayer.handler import Call, Route, endpoint
 from shell_service import jobs, queue, schemas, submissions
+from shell_service.audit import Entry
 from shell_service.handlers.base import AppHandler, encode_cursor, job_cursor
 from shell_service.hub import Watch
 from shell_service.records import Record
@@ -38,9 +39,12 @@ class SubmitHandler(AppHandler):
     """What storing new jobs has in common."""
 
     async def submit(
-        self, call: Call, new: Sequence[NewJob], batcher: Batcher[Submission, list[uuid.UUID]]
+        self, call: Call, new: Sequence[NewJob], batcher: Batcher[Submission, list[uuid.UUID]], entry: Entry
     ) -> list[uuid.UUID]:
-        """Store jobs, or find those that the same request stored before; returns their ids."""
+        """Store jobs, or find those that the same request stored before; returns their ids.
+
+        `entry` is for the audit log, if they are new.
+        """
         key = call.header("Idempotency-Key")
         if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
             raise InvalidRequest("Idempotency-Key must be 1 to 255 printable ASCII characters without spaces.")
@@ -51,7 +55,7 @@ class SubmitHandler(AppHandler):
             digest = _digest(path, body)
         else:
             digest = await asyncio.to_thread(_digest, path, body)
-        return await batcher.put(Submission(call.caller.user_id, new, key, digest))
+        return await batcher.put(Submission(call.caller.user_id, new, key, digest, entry))
 
     async def record(self, caller: Caller, job_id: uuid.UUID) -> Record:
         found = await self.app.lookups.put((caller, job_id))
@@ -87,6 +91,7 @@ class Jobs(SubmitHandler):
         answer=schemas.JobRecord(),
         errors=[LimitReached, NotAllowed, IdempotencyMismatch, Unavailable],
         headers=["Idempotency-Key", "Prefer"],
+        action="job.submit",
     )
     async def post(self, call: Call) -> Any:
         """Submit a job.
@@ -104,14 +109,17 @@ class Jobs(SubmitHandler):
         job = submissions.new_job(call.caller.user_id, call.body)
         if wait:
             return await call.unless_closed(self._submit_and_wait(call, job, wait))
-        job_id = (await self.submit(call, [job], self.app.submissions))[0]
+        job_id = await self._submit_one(call, job)
         if job_id == job.id:
             return self.app.records.of_new(job, call.caller)
         return await self.record(call.caller, job_id)
 
+    async def _submit_one(self, call: Call, job: NewJob) -> uuid.UUID:
+        return (await self.submit(call, [job], self.app.submissions, self.entry(job.public_id)))[0]
+
     async def _submit_and_wait(self, call: Call, job: NewJob, seconds: float) -> Record:
         with self.app.hub.watch(job.id, end_only=True) as watch:  # before it is stored, so that no end is missed
-            job_id = (await self.submit(call, [job], self.app.submissions))[0]
+            job_id = await self._submit_one(call, job)
             if job_id == job.id:
                 return await self.record_when_final(call, job_id, watch, seconds, look_first=False)
         with self.app.hub.watch(job_id, end_only=True) as watch:
@@ -139,6 +147,7 @@ class Batch(SubmitHandler):
         answer=schemas.JobRecord(many=True),
         errors=[LimitReached, NotAllowed, IdempotencyMismatch, Unavailable],
         headers=["Idempotency-Key"],
+        action="job.submit",
     )
     async def post(self, call: Call) -> Any:
         """Submit 1 to 1,000 jobs, all or none of them.
@@ -147,14 +156,15 @@ class Batch(SubmitHandler):
         a list.
         """
         new = await asyncio.to_thread(_new_jobs, call.caller.user_id, call.body["jobs"])
-        ids = await self.submit(call, new, self.app.batches)
+        entry = self.entry(new[0].public_id, {"jobs": len(new), "last": new[-1].public_id})
+        ids = await self.submit(call, new, self.app.batches, entry)
         if ids[0] == new[0].id:
             return await asyncio.to_thread(self.app.records.of_new_batch, new, call.caller)
         return await self.app.database.ask(self.app.records.of_batch, call.caller, ids)
 
 
 class CancelMany(AppHandler):
-    @endpoint("jobs:write", body=schemas.Filters, answer=schemas.Cancelled())
+    @endpoint("jobs:write", body=schemas.Filters, answer=schemas.Cancelled(), action="job.cancel")
     async def post(self, call: Call) -> Any:
         """Cancel all jobs that match, and have not ended.
 
@@ -166,8 +176,10 @@ class CancelMany(AppHandler):
             wanted = jobs.Filter(submitter=call.caller.username)
         cancelled = 0
         last = await self.app.database.ask(jobs.newest)  # those that come meanwhile are not meant: there is an end
-        while last and (count := await self.app.database.ask(_cancel_matching, call.caller, wanted, last)):
+        entry: Entry | None = self.entry(None, {name: value for name, value in vars(wanted).items() if value})
+        while count := await self.app.database.ask(_cancel_matching, call.caller, wanted, last, entry):
             cancelled += count
+            entry = None  # one tells of the request, and is there as soon as any of it is done
             self.app.failpoints.reach("app.after_cancel")
         return {"cancelled": cancelled}
 
@@ -184,21 +196,20 @@ class Job(AppHandler):
 
 
 class Cancel(AppHandler):
-    @endpoint("jobs:write", answer=schemas.JobRecord(), errors=[NotFound])
+    @endpoint("jobs:write", answer=schemas.JobRecord(), errors=[NotFound], action="job.cancel")
     async def post(self, call: Call, job_id: str) -> Any:
         """Cancel a job.
 
         A waiting job ends at once. A running one gets SIGTERM, and after a grace time SIGKILL with all that it
         started; its status changes when it has ended. A job that has ended stays as it is.
         """
-        record = await self.app.database.ask(self._cancel, call.caller, job_id)
+        record = await self.app.database.ask(self._cancel, call.caller, job_id, self.entry(job_id))
         self.app.failpoints.reach("app.after_cancel")
         return record
 
-    def _cancel(self, session: Session, caller: Caller, job_id: str) -> Record:
+    def _cancel(self, session: Session, caller: Caller, job_id: str, entry: Entry) -> Record:
         found = jobs.find(session, caller, job_id)
-        if not found.final:
-            queue.cancel(session, [found.job_id], caller.username)
+        queue.cancel(session, [] if found.final else [found.job_id], caller.username, entry)
         return self.app.records.of_one(session, caller, job_id)
 
 
@@ -208,6 +219,7 @@ class Rerun(SubmitHandler):
         answer=schemas.JobRecord(),
         errors=[NotFound, LimitReached, NotAllowed, Conflict, IdempotencyMismatch, Unavailable],
         headers=["Idempotency-Key"],
+        action="job.rerun",
     )
     async def post(self, call: Call, job_id: str) -> Any:
         """Run a job again.
@@ -221,7 +233,8 @@ class Rerun(SubmitHandler):
         if found.row.shell not in self.app.rules.shells:
             raise Conflict(f"The interpreter {found.row.shell} is not offered any more.")
         job = submissions.new_job(call.caller.user_id, submissions.request_again(found.row))
-        new_id = (await self.submit(call, [job], self.app.submissions))[0]
+        entry = self.entry(job_id, {"job": job.public_id})
+        new_id = (await self.submit(call, [job], self.app.submissions, entry))[0]
         if new_id == job.id:
             return self.app.records.of_new(job, call.caller)
         return await self.record(call.caller, new_id)
@@ -231,9 +244,11 @@ def _new_jobs(user_id: int, requests: Sequence[Mapping[str, Any]]) -> list[NewJo
     return [submissions.new_job(user_id, request) for request in requests]
 
 
-def _cancel_matching(session: Session, caller: Caller, wanted: jobs.Filter, last: uuid.UUID) -> int:
-    ids = jobs.matching(session, caller, wanted, queue.CANCEL_AT_ONCE, last)
-    queue.cancel(session, ids, caller.username)
+def _cancel_matching(
+    session: Session, caller: Caller, wanted: jobs.Filter, last: uuid.UUID | None, entry: Entry | None
+) -> int:
+    ids = jobs.matching(session, caller, wanted, queue.CANCEL_AT_ONCE, last) if last else []
+    queue.cancel(session, ids, caller.username, entry)
     return len(ids)
 
 

@@ -7,11 +7,18 @@ from typing import Any
 from baselayer.errors import NotAllowed, NotFound
 from baselayer.handler import Call, Route, endpoint
 from shell_service import schemas, tokens
+from shell_service.audit import Entry
 from shell_service.handlers.base import AppHandler, decode_cursor, encode_cursor
 
 
 class Tokens(AppHandler):
-    @endpoint("tokens:write", body=schemas.TokenRequest, answer=schemas.NewTokenRecord(), errors=[NotAllowed, NotFound])
+    @endpoint(
+        "tokens:write",
+        body=schemas.TokenRequest,
+        answer=schemas.NewTokenRecord(),
+        errors=[NotAllowed, NotFound],
+        action="token.create",
+    )
     async def post(self, call: Call) -> Any:
         """Make a token.
 
@@ -20,9 +27,12 @@ class Tokens(AppHandler):
         """
         body = call.body
         expires_at = tokens.expiry(body["expires_in"], self.app.settings.access.token_max_age)
-        return await self.app.database.run(
-            tokens.create, call.caller, body["name"], body["scopes"], expires_at, body["username"]
+        return await self.change(
+            self._entry_of_new, tokens.create, call.caller, body["name"], body["scopes"], expires_at, body["username"]
         )
+
+    def _entry_of_new(self, made: dict[str, Any]) -> Entry:
+        return self.entry(made["id"], {name: made[name] for name in ("username", "scopes", "expires_at")})
 
     @endpoint("tokens:read", query=schemas.PageQuery, answer=schemas.TokenRecord(many=True))
     async def get(self, call: Call) -> Any:
@@ -39,26 +49,36 @@ class Tokens(AppHandler):
 
 
 class OneToken(AppHandler):
-    @endpoint("tokens:write", answer=schemas.Nothing(), errors=[NotFound])
+    @endpoint("tokens:write", answer=schemas.Nothing(), errors=[NotFound], action="token.revoke")
     async def delete(self, call: Call, token_id: str) -> Any:
         """Revoke a token.
 
         It stops working everywhere within a second, on open streams too.
         """
-        await self.app.database.run(tokens.revoke, call.caller, _number(token_id))
+        number = _number(token_id)
+        await self.change(lambda owner: self.entry(number, {"username": owner}), tokens.revoke, call.caller, number)
         return {}
 
 
 class RotateToken(AppHandler):
     @endpoint(
-        "tokens:write", body=schemas.RotateRequest, answer=schemas.NewTokenRecord(), errors=[NotFound, NotAllowed]
+        "tokens:write",
+        body=schemas.RotateRequest,
+        answer=schemas.NewTokenRecord(),
+        errors=[NotFound, NotAllowed],
+        action="token.rotate",
     )
     async def post(self, call: Call, token_id: str) -> Any:
         """Replace a token by a new one of the same name, scopes and expiry.
 
         The old one works for another `overlap` seconds.
         """
-        return await self.app.database.run(tokens.rotate, call.caller, _number(token_id), call.body["overlap"])
+        number, overlap = _number(token_id), call.body["overlap"]
+
+        def entry_of(made: dict[str, Any]) -> Entry:
+            return self.entry(number, {"username": made["username"], "token": made["id"], "overlap": overlap})
+
+        return await self.change(entry_of, tokens.rotate, call.caller, number, overlap)
 
 
 def _number(text: str) -> int:

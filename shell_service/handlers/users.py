@@ -24,13 +24,16 @@ class Me(AppHandler):
 
 
 class Users(AppHandler):
-    @endpoint("users:admin", body=schemas.UserRequest, answer=schemas.UserRecord(), errors=[Conflict])
+    @endpoint(
+        "users:admin", body=schemas.UserRequest, answer=schemas.UserRecord(), errors=[Conflict], action="user.create"
+    )
     async def post(self, call: Call) -> Any:
         """Make a user.
 
         Then make the first token with `POST /api/tokens`, giving the `username`.
         """
-        return await self.app.database.run(_create, call.body, self.app.limits)
+        name, given = call.body["username"], {key: value for key, value in call.body.items() if key != "username"}
+        return await self.change(lambda _: self.entry(name, given), _create, call.body, self.app.limits)
 
     @endpoint("users:admin", query=schemas.PageQuery, answer=schemas.UserRecord(many=True))
     async def get(self, call: Call) -> Any:
@@ -48,13 +51,21 @@ class OneUser(AppHandler):
         """See a user."""
         return await self.app.database.run(users.find, username, self.app.limits)
 
-    @endpoint("users:admin", body=schemas.UserPatch, answer=schemas.UserRecord(), errors=[NotFound, Conflict])
+    @endpoint(
+        "users:admin",
+        body=schemas.UserPatch,
+        answer=schemas.UserRecord(),
+        errors=[NotFound, Conflict],
+        action="user.change",
+    )
     async def patch(self, call: Call, username: str) -> Any:
         """Change a user's role or limits, or stop a user.
 
         Deactivating cancels the user's jobs and stops all tokens at once.
         """
-        record = await self.app.database.run(_change, call.caller, username, call.body, self.app.limits)
+        record = await self.change(
+            lambda _: self.entry(username, call.body), _change, call.caller, username, call.body, self.app.limits
+        )
         if call.body.get("active") is False:
             self.app.failpoints.reach("app.after_deactivation")
             while await self.app.database.ask(users.cancel_some, username, call.caller.username):

@@ -85,7 +85,7 @@ def test_no_log_holds_a_token(alice: Api, stack: Stack) -> None:
     [
         ({"name": ""}, "name"), ({"name": "x" * 101}, "name"), ({"name": 5}, "name"), ({"name": "a\0"}, "name"),
         ({"scopes": []}, "scopes"), ({"scopes": ["jobs"]}, "scopes"), ({"scopes": "jobs:read"}, "scopes"),
-        ({"scopes": [1]}, "scopes"), ({"scopes": ["jobs:read"] * 11}, "scopes"),
+        ({"scopes": [1]}, "scopes"), ({"scopes": ["jobs:read"] * (len(MEANINGS) + 1)}, "scopes"),
         ({"scopes": ["jobs:read\0"]}, "scopes"),
         ({"expires_in": 0}, "expires_in"), ({"expires_in": -1}, "expires_in"), ({"expires_in": "60"}, "expires_in"),
         ({"expires_in": 1.5}, "expires_in"), ({"expires_in": 2**63}, "expires_in"),
@@ -128,7 +128,7 @@ def test_every_scope_can_be_given_and_is_what_it_says(alice: Api, admin: Api) ->
     for scope in MEANINGS:
         for api, role in ((alice, "user"), (admin, "admin")):
             answer = make(api, scopes=[scope])
-            if scope == "users:admin" and role == "user":
+            if role == "user" and scope in SCOPES.of_role("admin") - SCOPES.of_role("user"):
                 assert answer.status == 403
                 continue
             seen = api.get("/api/user", token=answer.data["token"]).data

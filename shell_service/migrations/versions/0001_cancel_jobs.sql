@@ -1,6 +1,6 @@
--- Ends the waiting among these jobs, and asks the runners of the running ones to end them. One call, so that nobody who
--- stands still halfway keeps the rows that a claim has to wait for.
-CREATE FUNCTION cancel_jobs(p_ids uuid[], p_by text) RETURNS void
+-- Ends the waiting among these jobs, asks the runners of the running ones to end them, and enters p_audit into the log
+-- (see write_audit). One call, so that nobody who stands still halfway keeps the rows that a claim has to wait for.
+CREATE FUNCTION cancel_jobs(p_ids uuid[], p_by text, p_audit json[]) RETURNS void
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan
 -- Plans are kept, and the tables grow from nothing: only walks along an index are right at both ends.
@@ -12,6 +12,7 @@ AS $$
 DECLARE
   v_hexes text;
 BEGIN
+  PERFORM write_audit(p_audit);
   -- A job may move between tables while we look; whoever was missed stands somewhere else at the next look.
   FOR v_look IN 1..5 LOOP
     FOR v_hexes IN

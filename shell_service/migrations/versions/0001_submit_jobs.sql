@@ -1,9 +1,10 @@
 -- Stores submissions, each whole or not at all, in one call: what a user may still submit is looked up, the jobs are
 -- entered and counted, and nobody else's submission of the same user comes in between.
 --
--- p_submissions: [{n, user_id, jobs, key, digest, ids}], where n is the place in the array, jobs how many, key and
--- digest (hex) null without an Idempotency-Key, and ids those of its jobs. p_jobs: the jobs of all, each with the n of
--- its submission. The limits are those of users who have none of their own.
+-- p_submissions: [{n, user_id, jobs, key, digest, ids, audit}], where n is the place in the array, jobs how many, key and
+-- digest (hex) null without an Idempotency-Key, ids those of its jobs, and audit what the log is to say if it is stored
+-- (see write_audit). p_jobs: the jobs of all, each with the n of its submission. The limits are those of users who have
+-- none of their own.
 --
 -- Returns a row for each submission that was not stored: 'known' with the ids that the same request stored before,
 -- 'mismatch' where the key came with another request, 'inactive', or 'queued' and 'minute' for the limit that it would
@@ -37,18 +38,21 @@ DECLARE
   v_counts int[] := '{}';
   v_last int := 0;       -- of those arrays
   v_refused int[] := '{}';
+  v_audit json[] := '{}';
 BEGIN
   PERFORM pg_advisory_xact_lock(7200, u.user_id)
   FROM (SELECT DISTINCT r.user_id FROM json_to_recordset(p_submissions) AS r(user_id int) ORDER BY 1) AS u;
 
   -- A statement of its own, as it sees what was there when the locks were had.
   FOR s IN
-    SELECT r.n, r.user_id, r.jobs, r.key, decode(r.digest, 'hex') AS digest, r.ids, coalesce(u.active, false) AS active,
+    SELECT r.n, r.user_id, r.jobs, r.key, decode(r.digest, 'hex') AS digest, r.ids, r.audit,
+      coalesce(u.active, false) AS active,
       coalesce(l.max_queued, p_max_queued) AS max_queued,
       coalesce(l.jobs_per_minute, p_jobs_per_minute) AS jobs_per_minute, coalesce(c.queued, 0) AS queued,
       CASE v_minute - c.minute WHEN 0 THEN c.submitted ELSE 0 END AS now,
       CASE v_minute - c.minute WHEN 0 THEN c.before WHEN 1 THEN c.submitted ELSE 0 END AS before
-    FROM json_to_recordset(p_submissions) AS r(n int, user_id int, jobs int, key text, digest text, ids uuid[])
+    FROM json_to_recordset(p_submissions) AS r(
+      n int, user_id int, jobs int, key text, digest text, ids uuid[], audit json)
     LEFT JOIN "user" u ON u.id = r.user_id
     LEFT JOIN user_limits l ON l.user_id = r.user_id
     LEFT JOIN submission_count c ON c.user_id = r.user_id
@@ -107,6 +111,9 @@ BEGIN
     IF s.key IS NOT NULL THEN
       INSERT INTO idempotency_key (user_id, key, request_digest, job_ids) VALUES (s.user_id, s.key, s.digest, s.ids);
     END IF;
+    IF s.audit IS NOT NULL THEN
+      v_audit := v_audit || s.audit;
+    END IF;
   END LOOP;
 
   WITH new AS MATERIALIZED (
@@ -132,4 +139,5 @@ BEGIN
   IF FOUND THEN
     PERFORM pg_notify('ready', '');
   END IF;
+  PERFORM write_audit(v_audit);
 END $$;

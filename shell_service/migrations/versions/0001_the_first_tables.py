@@ -201,14 +201,51 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("user_id", name=op.f("submission_count_pkey")),
         postgresql_with={"fillfactor": "50"},
     )
+    op.create_table(
+        "audit",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
+        sa.Column("user_id", sa.Integer(), nullable=True),
+        sa.Column("username", sa.Text(), nullable=True),
+        sa.Column("token_id", sa.Integer(), nullable=True),
+        sa.Column("address", sa.Text(), nullable=True),
+        sa.Column("request_id", sa.Text(), nullable=True),
+        sa.Column("action", sa.Text(), nullable=False),
+        sa.Column("object", sa.Text(), nullable=True),
+        sa.Column("outcome", sa.Text(), nullable=False),
+        sa.Column("status", sa.SmallInteger(), nullable=True),
+        sa.Column("detail", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.CheckConstraint("length(object) <= 200", name=op.f("audit_object_check")),
+        sa.CheckConstraint("pg_column_size(detail) <= 4096", name=op.f("audit_detail_check")),
+        sa.PrimaryKeyConstraint("id", name=op.f("audit_pkey")),
+    )
+    op.create_index(
+        op.f("audit_action_at_id_index"),
+        "audit",
+        ["action", "at", "id"],
+        unique=False,
+        postgresql_where=sa.text("action <> 'job.submit'"),
+    )
+    op.create_index(op.f("audit_at_id_index"), "audit", ["at", "id"], unique=False)
+    op.create_index(op.f("audit_object_at_id_index"), "audit", ["object", "at", "id"], unique=False)
+    op.create_index(
+        op.f("audit_outcome_at_id_index"),
+        "audit",
+        ["outcome", "at", "id"],
+        unique=False,
+        postgresql_where=sa.text("outcome <> 'ok'"),
+    )
+    op.create_index(op.f("audit_username_at_id_index"), "audit", ["username", "at", "id"], unique=False)
     op.execute("CREATE SEQUENCE fence_seq")
-    for function in ("claim_jobs", "submit_jobs", "cancel_jobs"):
+    for function in ("claim_jobs", "write_audit", "submit_jobs", "cancel_jobs"):
         op.execute(Path(__file__).with_name(f"0001_{function}.sql").read_text())
 
 
 def downgrade() -> None:
-    op.execute("DROP FUNCTION cancel_jobs, submit_jobs, claim_jobs")
+    op.execute("DROP FUNCTION cancel_jobs, submit_jobs, write_audit, claim_jobs")
     op.execute("DROP SEQUENCE fence_seq")
+    op.drop_table("audit")
+    op.execute("DROP FUNCTION refuse_change")
     op.drop_table("submission_count")
     op.drop_table("user_limits")
     op.drop_index(op.f("token_user_id_index"), table_name="token")

@@ -1,0 +1,23 @@
+-- Adds entries to the audit log: JSON objects with its columns' names. What does something calls this in the same
+-- transaction, so that the log tells of all that was done and of nothing else.
+CREATE FUNCTION write_audit(p_entries json[]) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+  INSERT INTO audit (user_id, username, token_id, address, request_id, action, object, outcome, status, detail)
+  SELECT r.user_id, r.username, r.token_id, r.address, r.request_id, r.action, r.object, r.outcome, r.status, r.detail
+  FROM unnest(p_entries) WITH ORDINALITY AS e(entry, n), json_to_record(e.entry) AS r(
+    user_id int, username text, token_id int, address text, request_id text, action text, object text, outcome text,
+    status smallint, detail jsonb)
+  ORDER BY e.n;
+END $$;
+
+CREATE FUNCTION refuse_change() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+  RAISE EXCEPTION 'the table % is append-only', TG_TABLE_NAME USING ERRCODE = 'SH002';
+END $$;
+
+CREATE TRIGGER audit_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit
+  FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+-- Also where a session says that it replays what another server did (session_replication_role).
+ALTER TABLE audit ENABLE ALWAYS TRIGGER audit_append_only;
