@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from shell_service import settings
+from shell_service.limits import JobLimits
 from shell_service.sandbox import Command, Sandbox
 from tests.sandbox.support import finish
 from tests.waiting import eventually
@@ -73,8 +74,8 @@ async def bubblewrap(_: int) -> bytes:
     return await spawn(*BUBBLEWRAP, SCRIPT)
 
 
-def ours(sandbox: Sandbox, users: int) -> Run:
-    command = Command("/bin/sh", SCRIPT.encode())
+def ours(sandbox: Sandbox, users: int, limits: JobLimits) -> Run:
+    command = Command("/bin/sh", SCRIPT.encode(), limits=limits)
 
     async def run(worker: int) -> bytes:
         launcher = await sandbox.prepare(worker % users + 1)
@@ -120,12 +121,13 @@ async def repeat(run: Run, jobs: int, workers: int) -> list[float]:
 
 
 async def measure(way: str, jobs: int) -> dict[str, float]:
-    sandbox = Sandbox(settings.load().sandbox)
+    configured = settings.load()
+    sandbox, limits = Sandbox(configured.sandbox), configured.limits.defaults
     runs = {
         "bare sh": bare,
         "simple bubblewrap": bubblewrap,
-        "sandbox": ours(sandbox, 4),
-        "sandbox, one user": ours(sandbox, 1),
+        "sandbox": ours(sandbox, 4, limits),
+        "sandbox, one user": ours(sandbox, 1, limits),
     }
     run = runs[way]
     before, began = cpu(), time.perf_counter()

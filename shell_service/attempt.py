@@ -90,7 +90,14 @@ class Attempt:
         if self._interpreter is None:
             raise ValueError(f"This runner does not have the interpreter {self.claim.shell}.")
         claim = self.claim
-        command = Command(self._interpreter, claim.code.encode(), tuple(claim.args), claim.env, claim.stdin.encode())
+        command = Command(
+            self._interpreter,
+            claim.code.encode(),
+            tuple(claim.args),
+            claim.env,
+            claim.stdin.encode(),
+            limits=claim.limits,
+        )
         launcher = await self._sandbox.prepare(claim.user_id)
         process = self._process = await launcher.start(command)
         self._failpoints.reach("runner.held")

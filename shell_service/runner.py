@@ -161,7 +161,7 @@ class Runner:
     # -- whether jobs can be run -----------------------------------------------------------------------------------
 
     async def _test(self) -> str | None:
-        return self._journal.problem() or await self._sandbox.self_test()
+        return self._journal.problem() or await self._sandbox.self_test(self._settings.limits.defaults)
 
     async def _test_again(self) -> None:
         await asyncio.sleep(self._settings.runner.heartbeat_seconds)

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from shell_service.limits import JobLimits
+
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -37,6 +39,8 @@ class Command:
     env: Mapping[str, str] = field(default_factory=dict)
     #: What the job reads on its standard input, then end of file.
     stdin: bytes = b""
+    #: What it may use.
+    limits: JobLimits = field(kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.interpreter.startswith("/"):

@@ -27,8 +27,8 @@ _X86_64 = os.uname().machine == "x86_64"
 _CLONE, _PIVOT_ROOT, _CAPSET = (56, 155, 126) if _X86_64 else (220, 41, 91)  # else the numbers of all newer machines
 _CLOSE_RANGE, _MOUNT_SETATTR = 436, 442
 
+CAP_SYS_ADMIN, CAP_SETFCAP = 21, 31
 _CAPABILITIES = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, of this process
-_NO_CAPABILITIES = (ctypes.c_uint32 * 6)()
 
 _long = ctypes.c_long
 
@@ -100,12 +100,13 @@ def set_name(name: bytes) -> None:
     _check(_libc.prctl(_PR_SET_NAME, name), "prctl")
 
 
-def drop_capabilities() -> None:
-    """All sets, the bounding set included: no program run later can have any."""
+def limit_capabilities(*kept: int) -> None:
+    """Gives up all but these, of the first 32: no program that is run later can have any other."""
     drop, capability = _libc.prctl, 0
-    while drop(_PR_CAPBSET_DROP, capability) == 0:  # fails at the first that the kernel does not know
+    while capability in kept or drop(_PR_CAPBSET_DROP, capability) == 0:  # fails at the first that is unknown
         capability += 1
-    _check(_libc.syscall(_long(_CAPSET), _CAPABILITIES, _NO_CAPABILITIES), "capset")
+    mask = sum(1 << number for number in kept)
+    _check(_libc.syscall(_long(_CAPSET), _CAPABILITIES, (ctypes.c_uint32 * 6)(mask, mask)), "capset")
 
 
 class Filter:

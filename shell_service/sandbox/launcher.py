@@ -15,6 +15,7 @@ import select
 
 from . import job, kernel, root
 from .protocol import ENDED, ENDED_BODY, FAILED, INT, JOB, MAX_MESSAGE, READY, START, TERMINATE, Setup
+from .walls import Walls
 
 
 def main(fd: int) -> None:
@@ -23,15 +24,15 @@ def main(fd: int) -> None:
     data, descriptors = receive(control)
     try:
         setup = Setup.unpack(data)
-        program = os.pread(descriptors[0], 1 << 20, 0)
+        programs = [os.pread(descriptor, 1 << 20, 0) for descriptor in descriptors]
         isolate(setup)
-        walls = job.Walls(setup, program)
+        start = job.Start(Walls(setup, programs))
     except Exception as error:
         # No traceback: with the root changed, its module can be out of reach.
         control.send(FAILED + f"{type(error).__name__}: {error}".encode()[: MAX_MESSAGE - 1])
         return
     control.send(READY)
-    Launcher(control, walls).serve()
+    Launcher(control, start).serve()
 
 
 def receive(sock: _socket.socket) -> tuple[bytes, list[int]]:
@@ -42,29 +43,19 @@ def receive(sock: _socket.socket) -> tuple[bytes, list[int]]:
 
 
 def isolate(setup: Setup) -> None:
-    """Leaves the host behind: namespaces, root, limits, uid."""
+    """Leaves the host behind: namespaces, root, uid, limits."""
     runner = os.getppid()
     os.setsid()
     os.umask(0o022)
     kernel.ignore_interrupts()
-    privileged = os.geteuid() == 0
-    root.enter(privileged)
-    limits = {
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_MEMLOCK: 0,
-        resource.RLIMIT_MSGQUEUE: 0,
-        resource.RLIMIT_FSIZE: setup.max_file,
-        resource.RLIMIT_NOFILE: setup.max_open_files,
-    }
-    for limit, value in limits.items():
-        hard = resource.getrlimit(limit)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(limit, (value, value))
-    if privileged:
-        os.setgroups([])
-        os.setresgid(setup.uid, setup.uid, setup.uid)
-        os.setresuid(setup.uid, setup.uid, setup.uid)
-    kernel.drop_capabilities()
+    root.enter(setup.uid)
+    for limit in (resource.RLIMIT_MEMLOCK, resource.RLIMIT_MSGQUEUE, resource.RLIMIT_RTPRIO, resource.RLIMIT_NICE):
+        resource.setrlimit(limit, (0, 0))
+    # Of a limit of 0 the kernel takes no notice where it pipes core dumps into a program of the host; 1 forbids it.
+    core = 1 if resource.getrlimit(resource.RLIMIT_CORE)[1] else 0
+    resource.setrlimit(resource.RLIMIT_CORE, (core, core))
+    # In a user namespace of its own. The second is needed to hand its user on to those of jobs.
+    kernel.limit_capabilities(kernel.CAP_SYS_ADMIN, kernel.CAP_SETFCAP)
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
     kernel.prctl(kernel.PR_SET_PDEATHSIG, kernel.SIGKILL)
@@ -79,8 +70,8 @@ def isolate(setup: Setup) -> None:
 class Launcher:
     """Starts jobs, passes SIGTERM on, and tells of their ends."""
 
-    def __init__(self, control: _socket.socket, walls: job.Walls) -> None:
-        self._control, self._walls = control, walls
+    def __init__(self, control: _socket.socket, start: job.Start) -> None:
+        self._control, self._begin = control, start
         self._poll = select.poll()
         self._jobs: dict[int, tuple[int, int]] = {}  # by pidfd: the runner's number of it, and its pid
 
@@ -115,14 +106,14 @@ class Launcher:
         try:
             if len(descriptors) != 5:
                 raise OSError("too many files are open in the launcher")
-            pid, pidfd = kernel.clone(job.NAMESPACES)
+            pid, pidfd = kernel.clone(self._begin.walls.namespaces)
         except OSError as error:
             if descriptors:
                 os.write(descriptors[0], FAILED + str(error).encode())
             self._control.send(ENDED + ENDED_BODY.pack(number, 0.0, 0))
         else:
             if not pid:
-                job.run(self._walls, descriptors)
+                job.run(self._begin, descriptors)
             self._jobs[pidfd] = number, pid
             self._poll.register(pidfd, select.POLLIN)
         for fd in descriptors:

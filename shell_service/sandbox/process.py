@@ -11,10 +11,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .command import Command, Exit, SandboxError
+from .order import order
 from .protocol import (
     ENDED,
     ENDED_BODY,
@@ -30,7 +31,6 @@ from .protocol import (
     START,
     TERMINATE,
     Setup,
-    pack_order,
 )
 
 #: Seconds within which a launcher, and a job up to its gate, must be made.
@@ -45,16 +45,6 @@ BOOT = (
     "from shell_service.sandbox.launcher import main; main(int(sys.argv[2]))"
 )
 SOURCE = Path(__file__).resolve().parent.parent.parent
-
-DEFAULT_ENV = {
-    "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "HOME": "/job",
-    "TMPDIR": "/tmp",
-    "LANG": "C.UTF-8",
-    "USER": "job",
-    "LOGNAME": "job",
-    "SHELL": "/bin/sh",
-}
 
 UNAVAILABLE = "The sandbox for this job could not be made."
 
@@ -129,8 +119,10 @@ class Process:
 class Launcher:
     """A user's launcher process; started when first needed, and again when it has died."""
 
-    def __init__(self, setup: Setup, seccomp: int, on_use: Callable[[Launcher], None], idle_seconds: float) -> None:
-        self._setup, self._seccomp, self._on_use, self._idle_seconds = setup, seccomp, on_use, idle_seconds
+    def __init__(
+        self, setup: Setup, filters: Sequence[int], on_use: Callable[[Launcher], None], idle_seconds: float
+    ) -> None:
+        self._setup, self._filters, self._on_use, self._idle_seconds = setup, filters, on_use, idle_seconds
         self._numbers = itertools.count(1)
         self._starting = 0
         self._jobs: dict[int, Process | None] = {}
@@ -183,9 +175,9 @@ class Launcher:
             stdout, stderr = self._pipe(kept, given), self._pipe(kept, given)
             stdin = memory_file(command.stdin) if command.stdin else os.open(os.devnull, os.O_RDONLY)
             given.callback(os.close, stdin)
-            order = memory_file(_order(command))
-            given.callback(os.close, order)
-            fds = [theirs.fileno(), stdin, stdout[1], stderr[1], order]
+            told = memory_file(order(command).pack())
+            given.callback(os.close, told)
+            fds = [theirs.fileno(), stdin, stdout[1], stderr[1], told]
             socket.send_fds(self._control, [START + JOB.pack(number)], fds)
             given.close()
             self._jobs[number] = None
@@ -245,7 +237,7 @@ class Launcher:
             with theirs:
                 self._process = _program(theirs.fileno())
             _reap(loop, self._process)
-            socket.send_fds(ours, [self._setup.pack()], [self._seccomp])
+            socket.send_fds(ours, [self._setup.pack()], self._filters)
             async with asyncio.timeout(PATIENCE):
                 answer = await loop.sock_recv(ours, MAX_MESSAGE)
             if answer[:1] != READY:
@@ -312,16 +304,6 @@ def kill_leftover(pid: int, start_time: int) -> bool:
         return False
     finally:
         os.close(pidfd)
-
-
-def _order(command: Command) -> bytes:
-    argv = (command.interpreter, "/run/job/script", *command.args)
-    env = {**DEFAULT_ENV, **command.env}
-    return pack_order(
-        [text.encode(errors="surrogateescape") for text in argv],
-        [f"{name}={value}".encode(errors="surrogateescape") for name, value in env.items()],
-        command.script,
-    )
 
 
 def memory_file(data: bytes) -> int:

@@ -2,7 +2,7 @@
 
 On the launcher's control socket (SEQPACKET, so a message is a datagram that arrives in order):
 
-- first SETUP to the launcher, with the system call filter as descriptor, answered by READY or FAILED;
+- first SETUP to the launcher, with the system call filters as descriptors, answered by READY or FAILED;
 - then START with the descriptors of one job, and TERMINATE; answered, when all of a job is gone, by ENDED.
 
 On a job's own socket: its init sends HELD, with a pidfd of itself, or FAILED; the runner sends GO; the init REPORT.
@@ -14,7 +14,7 @@ import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Mapping
 
 READY, FAILED, START, TERMINATE, ENDED, HELD, GO, REPORT = (bytes([kind]) for kind in range(1, 9))
 MAX_MESSAGE = 4096
@@ -26,39 +26,70 @@ JOB = struct.Struct("<Q")  # the runner's number of a job
 HELD_BODY = struct.Struct("<iQ")  # pid, start time
 REPORT_BODY = struct.Struct("<idq")  # wait status, CPU seconds, largest resident set in bytes
 ENDED_BODY = struct.Struct("<Qdq")  # the job's number, and as above of all its processes, the init too
-_SETUP = struct.Struct("<6Q")
-_COUNTS = struct.Struct("<III")
+_SETUP = struct.Struct("<3Q")
+_ORDER = struct.Struct("<6IQ")
+_LIMIT = struct.Struct("<IQQ")
 
 
 class Setup:
     """What a launcher is told once: the user and group that jobs run as, and sizes in bytes."""
 
-    def __init__(
-        self, uid: int, job_size: int, tmp_size: int, shm_size: int, max_file: int, max_open_files: int
-    ) -> None:
-        self.uid = uid
-        self.job_size, self.tmp_size, self.shm_size = job_size, tmp_size, shm_size
-        self.max_file, self.max_open_files = max_file, max_open_files
+    def __init__(self, uid: int, tmp_size: int, shm_size: int) -> None:
+        self.uid, self.tmp_size, self.shm_size = uid, tmp_size, shm_size
 
     def pack(self) -> bytes:
-        return _SETUP.pack(self.uid, self.job_size, self.tmp_size, self.shm_size, self.max_file, self.max_open_files)
+        return _SETUP.pack(self.uid, self.tmp_size, self.shm_size)
 
     @classmethod
     def unpack(cls, data: bytes) -> Setup:
         return cls(*_SETUP.unpack(data))
 
 
-def pack_order(argv: Sequence[bytes], env: Sequence[bytes], script: bytes) -> bytes:
-    """What a job is made of: arguments for exec, variables as NAME=value, the script. None of the texts holds a NUL."""
-    texts = b"\0".join((*argv, *env))
-    return _COUNTS.pack(len(argv), len(env), len(texts)) + texts + script
+class Order:
+    """What the init of a job is told: the arguments and variables for exec, the script, and the job's limits.
 
+    None of the texts holds a NUL. `env` holds NAME=value, `disk` bytes, `limits` soft and hard ones by their numbers
+    in the ``resource`` module; `processors` are those to run on, where it may not use all.
+    """
 
-def unpack_order(data: bytes) -> tuple[list[bytes], list[bytes], bytes]:
-    """The arguments, the variables and the script again."""
-    arguments, variables, length = _COUNTS.unpack_from(data)
-    end = _COUNTS.size + length
-    texts = data[_COUNTS.size : end].split(b"\0")
-    if len(texts) != arguments + variables:
-        raise ValueError("a NUL in an argument or a variable")
-    return texts[:arguments], texts[arguments:], data[end:]
+    def __init__(
+        self,
+        argv: list[bytes],
+        env: list[bytes],
+        script: bytes,
+        disk: int,
+        processors: Collection[int],
+        limits: Mapping[int, tuple[int, int]],
+    ) -> None:
+        self.argv, self.env, self.script = argv, env, script
+        self.disk, self.processors, self.limits = disk, processors, limits
+
+    def pack(self) -> bytes:
+        texts = b"\0".join((*self.argv, *self.env))
+        counts = (len(self.argv), len(self.env), len(self.processors), len(self.limits), len(texts), len(self.script))
+        return b"".join(
+            (
+                _ORDER.pack(*counts, self.disk),
+                struct.pack(f"<{len(self.processors)}I", *self.processors),
+                *(_LIMIT.pack(number, *pair) for number, pair in self.limits.items()),
+                texts,
+                self.script,
+            )
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Order:
+        """The order again. Raises ValueError where a text holds a NUL."""
+        arguments, variables, processors, limits, length, script, disk = _ORDER.unpack_from(data)
+        at = _ORDER.size
+        numbers = struct.unpack_from(f"<{processors}I", data, at)
+        at += 4 * processors
+        pairs = {
+            number: (soft, hard) for number, soft, hard in _LIMIT.iter_unpack(data[at : at + limits * _LIMIT.size])
+        }
+        at += limits * _LIMIT.size
+        texts = data[at : at + length].split(b"\0")
+        at += length
+        if len(texts) != arguments + variables:
+            raise ValueError("a NUL in an argument or a variable")
+        return cls(texts[:arguments], texts[arguments:], data[at : at + script], disk, numbers, pairs)

@@ -36,14 +36,12 @@ PROGRAMS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 TARGETS = ("proc", "job", "tmp", "dev/shm", "run/job")
 
 
-def enter(privileged: bool) -> None:
-    """Moves this process into namespaces of its own with the prepared root. Raises OSError."""
-    uid, gid = os.getuid(), os.getgid()
-    kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | (0 if privileged else kernel.CLONE_NEWUSER))
+def enter(uid: int) -> None:
+    """Moves this process into namespaces of its own with the prepared root, and makes it `uid`. Raises OSError."""
+    privileged = os.geteuid() == 0
     if not privileged:
-        # Lost with the change of user namespace; without it /proc/self is root's.
-        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
-        map_user(f"{uid} {uid} 1".encode(), f"{gid} {gid} 1".encode())
+        _become_root_within()
+    kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWNET)
     kernel.mount(None, b"/", None, MS_REC | MS_PRIVATE)
     base = b"/tmp"  # any folder that exists on every machine; nothing is taken from it
     kernel.mount(b"tmpfs", base, b"tmpfs", MS_NOSUID, b"mode=0755,size=4m,nr_inodes=1k")
@@ -53,14 +51,37 @@ def enter(privileged: bool) -> None:
     kernel.change_root(base)
     _loopback_up()
     _keep_no_time_wait()
+    if privileged:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+        _become_root_within()
 
 
-def map_user(users: bytes, groups: bytes) -> None:
-    """Says who is who in the user namespace that this process has just entered."""
-    for name, text in (("setgroups", b"deny"), ("uid_map", users), ("gid_map", groups)):
-        fd = os.open(f"/proc/self/{name}", os.O_WRONLY)
-        os.write(fd, text)
-        os.close(fd)
+def _become_root_within() -> None:
+    """Moves this process into a user namespace that knows its own user only, there as root."""
+    uid, gid = os.getuid(), os.getgid()
+    kernel.unshare(kernel.CLONE_NEWUSER)
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # lost with any such change; without it /proc/self is root's
+    map_user(0, uid, gid)
+
+
+def map_user(inside: int, uid: int, gid: int, proc: int | None = None) -> None:
+    """Gives this process's user, in the user namespace that it has just entered, the number `inside`.
+
+    `uid` and `gid` are its numbers in the parent; `proc` is a /proc other than that of the root.
+    """
+    base = "/proc/" if proc is None else ""
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{inside} {uid} 1"), ("gid_map", f"{inside} {gid} 1")):
+        write(f"{base}self/{name}", text.encode(), at=proc)
+
+
+def write(path: str, data: bytes, flags: int = 0, at: int | None = None) -> None:
+    """Writes all of a file; a relative path is from the folder `at`."""
+    fd = os.open(path, os.O_WRONLY | flags, 0o444, dir_fd=at)
+    while data:
+        data = data[os.write(fd, data) :]
+    os.close(fd)
 
 
 def _build(root: str, privileged: bool) -> None:

@@ -8,6 +8,7 @@ import pwd
 import random
 
 from shell_service import settings
+from shell_service.limits import JobLimits
 
 from . import seccomp
 from .command import Command, SandboxError
@@ -42,7 +43,7 @@ class Sandbox:
     def __init__(self, options: settings.Sandbox) -> None:
         self._options = options
         self._launchers: dict[int, Launcher] = {}
-        self._filter: int | None = None
+        self._filters: list[int] = []
 
     async def prepare(self, user_id: int) -> Launcher:
         """The launcher of a user, ready. Raises SandboxError."""
@@ -57,19 +58,22 @@ class Sandbox:
         for launcher in self._launchers.values():
             launcher.close()
         self._launchers.clear()
-        if self._filter is not None:
-            os.close(self._filter)
-            self._filter = None
+        for descriptor in self._filters:
+            os.close(descriptor)
+        self._filters.clear()
 
-    async def self_test(self) -> str | None:
-        """None if sandboxes can be made here and their walls stand, else a sentence for the operator."""
+    async def self_test(self, limits: JobLimits) -> str | None:
+        """None if sandboxes can be made here and their walls stand, else a sentence for the operator.
+
+        `limits` are what the test itself may use: those of a job that asks for none.
+        """
         if os.geteuid() == 0:
             for user in pwd.getpwall():
                 if user.pw_uid >= self._options.uid_base:
                     return f"sandbox.uid_base must be above the uids of this machine's users: {user.pw_name} is one."
         try:
             launcher = await self.prepare(0)
-            process = await launcher.start(Command("/bin/sh", TEST))
+            process = await launcher.start(Command("/bin/sh", TEST, limits=limits))
         except SandboxError as error:
             return f"The sandbox cannot be made: {error.detail.strip().splitlines()[-1]}. {HINT}"
         try:
@@ -88,20 +92,20 @@ class Sandbox:
         return None
 
     def _new(self, user_id: int) -> Launcher:
-        if self._filter is None:
+        if not self._filters:
             try:
-                self._filter = memory_file(seccomp.program())
+                self._filters = [memory_file(seccomp.program(system_v)) for system_v in (True, False)]
             except (ImportError, OSError, RuntimeError) as error:
                 raise SandboxError(UNAVAILABLE, f"no system call filter: {error}") from error
         o = self._options
         uid = o.uid_base + user_id if os.geteuid() == 0 else os.geteuid()
-        setup = Setup(uid, 256 << 20, int(o.tmp_size), int(o.shm_size), 1 << 30, 1024)
+        setup = Setup(uid, o.tmp_size, o.shm_size)
 
         def used(launcher: Launcher) -> None:
             self._launchers[user_id] = launcher
             self._evict(launcher)
 
-        return Launcher(setup, self._filter, used, o.launcher_idle_seconds)
+        return Launcher(setup, self._filters, used, o.launcher_idle_seconds)
 
     def _evict(self, wanted: Launcher) -> None:
         """End idle launchers other than `wanted` while there are too many.

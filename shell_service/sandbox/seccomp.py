@@ -67,6 +67,9 @@ EPERM = [
     "modify_ldt",
     "fanotify_init",
     "memfd_secret",
+    # What a job may use of processors and disks is not its own to say.
+    "sched_setaffinity",
+    "ioprio_set",
 ]
 ENOSYS = [
     "clone3",
@@ -80,11 +83,14 @@ ENOSYS = [
     "io_uring_setup",
     "io_uring_enter",
     "io_uring_register",
+    "io_setup",  # of these the whole machine has a fixed number
 ]
+SYSTEM_V = ["shmget", "msgget", "semget"]
 
 # clone() with any of CLONE_NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
 NAMESPACES = (0x80, 0x20000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000)
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
+IPPROTO_UDP, NETLINK_ROUTE = 17, 0
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 # The largest harmless one: UNAME26 of PER_LINUX32.
 PERSONALITY = 0x20008
@@ -93,8 +99,8 @@ INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter
 LOAD_NUMBER, JUMP_IF_GE, RETURN = 0x20, 0x35, 0x06
 
 
-def program() -> bytes:
-    """An array of ``struct sock_filter``.
+def program(system_v: bool = True) -> bytes:
+    """An array of ``struct sock_filter``; `system_v`: whether System V IPC is allowed.
 
     Raises ImportError, OSError or RuntimeError where libseccomp is not there or cannot do what is needed.
     """
@@ -111,7 +117,7 @@ def program() -> bytes:
 
     for name in EPERM:
         refuse(name, errno.EPERM)
-    for name in ENOSYS:
+    for name in (*ENOSYS, *(() if system_v else SYSTEM_V)):
         refuse(name, errno.ENOSYS)
     for flag in NAMESPACES:
         refuse("clone", errno.EPERM, (0, libseccomp.MASKED_EQ, flag, flag))
@@ -122,6 +128,10 @@ def program() -> bytes:
     for family in set(range(AF_NETLINK)) - {AF_UNIX, AF_INET, AF_INET6}:
         refuse("socket", errno.EAFNOSUPPORT, (0, libseccomp.EQ, family))
     refuse("socket", errno.EAFNOSUPPORT, (0, libseccomp.GT, AF_NETLINK))
+    # Others, such as SCTP, have the kernel load modules, of which the host may know nothing else.
+    for family in (AF_INET, AF_INET6):
+        refuse("socket", errno.EPROTONOSUPPORT, (0, libseccomp.EQ, family), (2, libseccomp.GT, IPPROTO_UDP))
+    refuse("socket", errno.EPROTONOSUPPORT, (0, libseccomp.EQ, AF_NETLINK), (2, libseccomp.NE, NETLINK_ROUTE))
     refuse("socketpair", errno.EAFNOSUPPORT, (0, libseccomp.NE, AF_UNIX))
     refuse("personality", errno.EPERM, (0, libseccomp.GT, PERSONALITY))
     with tempfile.TemporaryFile() as file:

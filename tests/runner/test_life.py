@@ -12,6 +12,7 @@ from shell_service import liveness
 from tests.database import Server, assert_consistent, assert_truthful
 from tests.factories import JOB_LIMITS
 from tests.runner.conftest import QUICK
+from tests.sandbox.support import mask_proc
 from tests.services import Site, host, processes
 from tests.waiting import eventually
 
@@ -144,9 +145,9 @@ def test_a_runner_is_known_by_its_host_and_name(site: Site) -> None:
 
 
 def test_without_its_sandbox_it_takes_nothing_and_says_why(server: Server) -> None:
-    with server.database() as url, Site(url, runner=QUICK, sandbox={"shm_size": 2**63}) as site:
+    with server.database() as url, Site(url, runner=QUICK) as site:
         job_id = site.submit()
-        runner = site.start("runner")
+        runner = site.start("runner", enter=mask_proc)
         eventually(lambda: "no jobs are taken" in runner.log())
         problem = eventually(lambda: site.transact.sql("SELECT obstacle FROM runner")[0].obstacle)
         assert problem

@@ -10,13 +10,12 @@ import socket
 import struct
 import sys
 
-from shell_service.sandbox import Command
-from tests.sandbox.support import sandbox
+from tests.sandbox.support import command, sandbox
 
 
 async def main(test: socket.socket, script: str) -> None:
     async with sandbox() as made:
-        process = await (await made.prepare(1)).start(Command("/bin/sh", script.encode()))
+        process = await (await made.prepare(1)).start(command("/bin/sh", script.encode()))
         socket.send_fds(test, [struct.pack("<iQ", process.pid, process.start_time)], [process.stdout])
         if await asyncio.to_thread(test.recv, 1):
             process.go()

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from baselayer.config import Bytes
 from shell_service import settings
-from shell_service.sandbox import Command, Exit, Launcher, Process, Sandbox
+from shell_service.limits import JobLimits
+from shell_service.sandbox import Command, Exit, Launcher, Process, Sandbox, kernel, root
 
 T = TypeVar("T")
 
@@ -24,6 +25,16 @@ OPTIONS = settings.Sandbox(
     shm_size=Bytes(4 * MiB),
     max_launchers=8,
     launcher_idle_seconds=60,
+)
+LIMITS = JobLimits(
+    memory=256 * MiB,
+    processes=64,
+    cpu=256,
+    cpu_seconds=60,
+    open_files=256,
+    file_size=24 * MiB,
+    disk=32 * MiB,
+    output=MiB,
 )
 PYTHON = next(path for path in ("/usr/bin/python3", "/usr/local/bin/python3") if os.path.exists(path))
 PATIENCE = 20.0
@@ -105,29 +116,52 @@ async def finish(process: Process) -> Ran:
         return Ran(await process.wait(), stdout, stderr)
 
 
-async def execute(launcher: Launcher, script: str | bytes, interpreter: str = "/bin/sh", **command: Any) -> Ran:
+def command(interpreter: str, script: bytes, limits: JobLimits = LIMITS, **others: Any) -> Command:
+    """A command with limits."""
+    return Command(interpreter, script, limits=limits, **others)
+
+
+async def execute(launcher: Launcher, script: str | bytes, interpreter: str = "/bin/sh", **others: Any) -> Ran:
     process = await launcher.start(
-        Command(interpreter, script.encode() if isinstance(script, str) else script, **command)
+        command(interpreter, script.encode() if isinstance(script, str) else script, **others)
     )
     process.go()
     return await finish(process)
 
 
-def job(script: str | bytes, interpreter: str = "/bin/sh", **command: Any) -> Ran:
+def job(script: str | bytes, interpreter: str = "/bin/sh", **others: Any) -> Ran:
     """One job in a sandbox of its own."""
 
     async def main() -> Ran:
         async with sandbox() as made:
-            return await execute(await made.prepare(1), script, interpreter, **command)
+            return await execute(await made.prepare(1), script, interpreter, **others)
 
     return run(main())
 
 
-def lines(script: str, interpreter: str = "/bin/sh", **command: Any) -> list[str]:
+def lines(script: str, interpreter: str = "/bin/sh", **others: Any) -> list[str]:
     """What a script that succeeds prints."""
-    ran = job(script, interpreter, **command)
+    ran = job(script, interpreter, **others)
     assert ran.exit.return_code == 0, ran
     return ran.stdout.decode().splitlines()
+
+
+def forbid_namespaces() -> None:
+    """What a machine does that allows none: moves this process to where there can be no more of them."""
+    kernel.unshare(kernel.CLONE_NEWUSER)
+    Path("/proc/sys/user/max_user_namespaces").write_text("0")
+    kernel.limit_capabilities()
+
+
+def mask_proc() -> None:
+    """What a container does: hides a part of /proc, after which the kernel lets nobody mount it anew."""
+    if os.geteuid() != 0:
+        uid, gid = os.getuid(), os.getgid()
+        kernel.unshare(kernel.CLONE_NEWUSER)
+        root.map_user(uid, uid, gid)
+    kernel.unshare(kernel.CLONE_NEWNS)
+    kernel.mount(None, b"/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+    kernel.mount(b"/dev/null", b"/proc/version", None, kernel.MS_BIND)
 
 
 def alive(pid: int) -> bool:

@@ -8,8 +8,8 @@ import signal
 
 import pytest
 
-from shell_service.sandbox import Command, SandboxError
-from tests.sandbox.support import PYTHON, MiB, execute, finish, job, lines, read, read_line, run, sandbox
+from shell_service.sandbox import SandboxError
+from tests.sandbox.support import PYTHON, MiB, command, execute, finish, job, lines, read, read_line, run, sandbox
 
 
 def test_output_and_exit() -> None:
@@ -89,7 +89,7 @@ def test_an_interpreter_that_is_not_there() -> None:
         async with sandbox() as made:
             launcher = await made.prepare(1)
             with pytest.raises(SandboxError) as caught:
-                await launcher.start(Command("/bin/nosuch", b""))
+                await launcher.start(command("/bin/nosuch", b""))
             assert (await execute(launcher, "echo fine")).stdout == b"fine\n"  # the launcher is none the worse for it
             return caught.value
 
@@ -110,7 +110,7 @@ def test_many_variables() -> None:
 def test_a_job_that_closes_its_output_runs_on() -> None:
     async def main() -> None:
         async with sandbox() as made:
-            process = await (await made.prepare(1)).start(Command("/bin/sh", b"exec >&- 2>&-; read line; exit 9"))
+            process = await (await made.prepare(1)).start(command("/bin/sh", b"exec >&- 2>&-; read line; exit 9"))
             process.go()
             assert await asyncio.gather(read(process.stdout), read(process.stderr)) == [b"", b""]
             async with asyncio.timeout(20):
@@ -138,7 +138,7 @@ def test_resources_of_what_a_kill_ended_are_known() -> None:
     async def main() -> float:
         async with sandbox() as made:
             process = await (await made.prepare(1)).start(
-                Command("/bin/sh", b"n=0; while [ $n -lt 300000 ]; do n=$((n+1)); done; echo; sleep 1000")
+                command("/bin/sh", b"n=0; while [ $n -lt 300000 ]; do n=$((n+1)); done; echo; sleep 1000")
             )
             process.go()
             await read_line(process.stdout)
@@ -170,7 +170,7 @@ def test_nothing_stays_open_in_the_runner() -> None:
             for number in range(20):
                 await execute(launcher, "echo", stdin=b"x" * number)
                 with pytest.raises(SandboxError):
-                    await launcher.start(Command("/bin/nosuch", b""))
+                    await launcher.start(command("/bin/nosuch", b""))
             return before, len(os.listdir("/proc/self/fd"))
 
     before, after = run(main())

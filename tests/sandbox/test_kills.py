@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from shell_service.sandbox import Command, kill_leftover
-from tests.sandbox.support import alive, finish, parent, read_line, run, sandbox, with_argument
+from shell_service.sandbox import kill_leftover
+from tests.sandbox.support import alive, command, finish, parent, read_line, run, sandbox, with_argument
 from tests.waiting import eventually
 
 # What tries to stay: each line a way out.
@@ -136,7 +136,7 @@ def test_a_runner_that_ends_without_the_word(mark: str) -> None:
 def test_kill(after_go: bool, mark: str) -> None:
     async def main() -> None:
         async with sandbox() as made:
-            process = await (await made.prepare(1)).start(Command("/bin/sh", STAYERS.format(mark=mark).encode()))
+            process = await (await made.prepare(1)).start(command("/bin/sh", STAYERS.format(mark=mark).encode()))
             if after_go:
                 process.go()
                 await read_line(process.stdout)
@@ -155,7 +155,7 @@ def test_kill(after_go: bool, mark: str) -> None:
 def test_kill_of_an_init_that_does_not_answer(mark: str) -> None:
     async def main() -> None:
         async with sandbox() as made:
-            process = await (await made.prepare(1)).start(Command("/bin/sh", STAYERS.format(mark=mark).encode()))
+            process = await (await made.prepare(1)).start(command("/bin/sh", STAYERS.format(mark=mark).encode()))
             process.go()
             await read_line(process.stdout)
             os.kill(process.pid, signal.SIGSTOP)
@@ -169,7 +169,7 @@ def test_terminate_ends_a_script_that_does_not_mind(mark: str) -> None:
     async def main() -> None:
         async with sandbox() as made:
             launcher = await made.prepare(1)
-            process = await launcher.start(Command("/bin/sh", f"echo up; sleep {mark}; echo after".encode()))
+            process = await launcher.start(command("/bin/sh", f"echo up; sleep {mark}; echo after".encode()))
             process.go()
             await read_line(process.stdout)
             process.terminate()
@@ -184,7 +184,7 @@ def test_terminate_lets_a_script_clean_up(mark: str) -> None:
 
     async def main() -> None:
         async with sandbox() as made:
-            process = await (await made.prepare(1)).start(Command("/bin/sh", script.encode()))
+            process = await (await made.prepare(1)).start(command("/bin/sh", script.encode()))
             process.go()
             await read_line(process.stdout)
             process.terminate()
@@ -197,7 +197,7 @@ def test_terminate_lets_a_script_clean_up(mark: str) -> None:
 def test_closing_the_sandbox_ends_all(mark: str) -> None:
     async def main() -> None:
         async with sandbox() as made:
-            process = await (await made.prepare(1)).start(Command("/bin/sh", STAYERS.format(mark=mark).encode()))
+            process = await (await made.prepare(1)).start(command("/bin/sh", STAYERS.format(mark=mark).encode()))
             process.go()
             await read_line(process.stdout)
             await made.close()
@@ -222,7 +222,7 @@ def test_leftovers_are_known_by_their_start() -> None:
 def test_the_start_time_of_a_job_is_its_inits(mark: str) -> None:
     async def main() -> None:
         async with sandbox() as made:
-            process = await (await made.prepare(1)).start(Command("/bin/sh", f"sleep {mark}".encode()))
+            process = await (await made.prepare(1)).start(command("/bin/sh", f"sleep {mark}".encode()))
             process.go()
             assert kill_leftover(process.pid, process.start_time)
             assert (await finish(process)).exit.signal == signal.SIGKILL

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from pathlib import Path
 
 import pytest
 
-from shell_service.sandbox import Command, SandboxError, kernel, process, seccomp
-from tests.sandbox.support import alive, execute, finish, parent, run, sandbox
+from shell_service.sandbox import SandboxError, process, seccomp
+from tests.sandbox.support import LIMITS, alive, command, execute, finish, forbid_namespaces, parent, run, sandbox
 from tests.waiting import eventually
 
 
@@ -19,7 +18,7 @@ async def gone(pid: int) -> None:
 
 
 async def launcher_pid(made, user: int) -> int:  # type: ignore[no-untyped-def]
-    held = await (await made.prepare(user)).start(Command("/bin/sh", b""))
+    held = await (await made.prepare(user)).start(command("/bin/sh", b""))
     pid = parent(held.pid)
     held.kill()
     await finish(held)
@@ -39,7 +38,7 @@ def test_one_launcher_a_user() -> None:
 def test_the_longest_unused_makes_room_but_never_a_busy_one() -> None:
     async def main() -> None:
         async with sandbox(max_launchers=2) as made:
-            busy = await (await made.prepare(1)).start(Command("/bin/sh", b"echo fine"))
+            busy = await (await made.prepare(1)).start(command("/bin/sh", b"echo fine"))
             two, three = await launcher_pid(made, 2), await launcher_pid(made, 3)
             await gone(two)
             assert alive(three)
@@ -65,7 +64,7 @@ def test_an_idle_launcher_ends() -> None:
         async with sandbox(launcher_idle_seconds=0.2) as made:
             pid = await launcher_pid(made, 1)
             await gone(pid)
-            held = await (await made.prepare(1)).start(Command("/bin/sh", b"echo fine"))
+            held = await (await made.prepare(1)).start(command("/bin/sh", b"echo fine"))
             await asyncio.sleep(0.5)  # longer than idle ones live
             assert alive(parent(held.pid))
             held.go()
@@ -105,7 +104,7 @@ def test_a_launcher_that_hangs_is_given_up_in_time(monkeypatch: pytest.MonkeyPat
             pid = await launcher_pid(made, 1)
             os.kill(pid, signal.SIGSTOP)
             with pytest.raises(SandboxError):
-                await (await made.prepare(1)).start(Command("/bin/sh", b""))
+                await (await made.prepare(1)).start(command("/bin/sh", b""))
             monkeypatch.setattr(process, "PATIENCE", 10)
             assert (await execute(await made.prepare(1), "echo fine")).stdout == b"fine\n"
             await gone(pid)
@@ -117,7 +116,7 @@ def test_a_start_that_is_given_up_leaves_nothing() -> None:
     async def main() -> None:
         async with sandbox() as made:
             launcher = await made.prepare(1)
-            starts = [asyncio.create_task(launcher.start(Command("/bin/sh", b""))) for _ in range(10)]
+            starts = [asyncio.create_task(launcher.start(command("/bin/sh", b""))) for _ in range(10)]
             await asyncio.sleep(0)
             for start in starts:
                 start.cancel()
@@ -150,7 +149,7 @@ def test_launchers_inherit_nothing() -> None:
 def test_the_self_test_passes() -> None:
     async def main() -> str | None:
         async with sandbox() as made:
-            return await made.self_test()
+            return await made.self_test(LIMITS)
 
     assert run(main()) is None
 
@@ -159,7 +158,7 @@ def test_the_self_test_passes() -> None:
 def test_the_self_test_sees_uids_that_are_taken() -> None:
     async def main() -> str | None:
         async with sandbox(uid_base=1) as made:
-            return await made.self_test()
+            return await made.self_test(LIMITS)
 
     assert "uid_base" in (run(main()) or "")
 
@@ -167,9 +166,9 @@ def test_the_self_test_sees_uids_that_are_taken() -> None:
 def test_the_self_test_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> str | None:
         async with sandbox() as made:
-            return await made.self_test()
+            return await made.self_test(LIMITS)
 
-    def missing() -> bytes:
+    def missing(system_v: bool) -> bytes:
         raise ImportError("no libseccomp")
 
     monkeypatch.setattr(seccomp, "program", missing)
@@ -179,10 +178,10 @@ def test_the_self_test_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_self_test_sees_a_wall_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> str | None:
         async with sandbox() as made:
-            return await made.self_test()
+            return await made.self_test(LIMITS)
 
     allow = seccomp.INSTRUCTION.pack(seccomp.RETURN, 0, 0, 0x7FFF0000)
-    monkeypatch.setattr(seccomp, "program", lambda: allow)
+    monkeypatch.setattr(seccomp, "program", lambda system_v: allow)
     assert "filter" in (run(main()) or "")
 
 
@@ -191,14 +190,12 @@ def test_where_namespaces_are_forbidden_nothing_runs() -> None:
 
     async def main() -> str | None:
         async with sandbox() as made:
-            return await made.self_test()
+            return await made.self_test(LIMITS)
 
     pid = os.fork()
     if not pid:
         try:
-            kernel.unshare(kernel.CLONE_NEWUSER)
-            Path("/proc/sys/user/max_user_namespaces").write_text("0")
-            kernel.drop_capabilities()
+            forbid_namespaces()
             said = run(main()) or ""
             os._exit(0 if "No space left" in said and "user.max_user_namespaces" in said else 1)
         finally:

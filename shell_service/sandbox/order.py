@@ -1,0 +1,72 @@
+"""A job's command, as its init is told it."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import resource
+
+from shell_service.limits import JobLimits
+
+from .command import Command, SandboxError
+from .protocol import Order
+
+ENV = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "HOME": "/job",
+    "TMPDIR": "/tmp",
+    "LANG": "C.UTF-8",
+    "USER": "job",
+    "LOGNAME": "job",
+    "SHELL": "/bin/sh",
+}
+
+
+def order(command: Command) -> Order:
+    """Raises SandboxError where this machine cannot give what the job may use."""
+    argv = (command.interpreter, "/run/job/script", *command.args)
+    env = {**ENV, **command.env}
+    return Order(
+        [text.encode(errors="surrogateescape") for text in argv],
+        [f"{name}={value}".encode(errors="surrogateescape") for name, value in env.items()],
+        command.script,
+        command.limits.disk,
+        _processors(command.limits.cpu),
+        _kernel_limits(command.limits),
+    )
+
+
+def _processors(wanted: float) -> list[int]:
+    """Those to run on; none: on all. By chance, as nobody knows which of them the other jobs of this machine use."""
+    available = sorted(os.sched_getaffinity(0))
+    count = math.ceil(wanted)
+    return random.sample(available, count) if count < len(available) else []
+
+
+def _kernel_limits(limits: JobLimits) -> dict[int, tuple[int, int]]:
+    """What the kernel is to refuse, soft and hard.
+
+    Of processor time and memory it counts those of each process alone, so the first line is a watcher of all, and
+    these hold what happens between two of its looks.
+    """
+    seconds = math.ceil(limits.cpu_seconds) + 1
+    watched = {
+        resource.RLIMIT_CPU: (seconds, seconds + 1),
+        # Stacks of threads and reserved heaps count here, too, whether or not they are ever used.
+        resource.RLIMIT_DATA: (2 * limits.memory + (512 << 20),) * 2,
+        resource.RLIMIT_NPROC: (limits.processes + max(8, limits.processes // 4),) * 2,
+    }
+    exact = {
+        resource.RLIMIT_FSIZE: (limits.file_size,) * 2,
+        resource.RLIMIT_NOFILE: (limits.open_files,) * 2,
+    }
+    for number, what in ((resource.RLIMIT_NOFILE, "open files"), (resource.RLIMIT_FSIZE, "bytes in a file")):
+        most, wanted = resource.getrlimit(number)[1], exact[number][1]
+        if most != resource.RLIM_INFINITY and most < wanted:
+            raise SandboxError(f"The job may have {wanted} {what}, but on this runner's machine {most} are the most.")
+    return exact | {number: _at_most(resource.getrlimit(number)[1], pair) for number, pair in watched.items()}
+
+
+def _at_most(hard: int, pair: tuple[int, int]) -> tuple[int, int]:
+    return pair if hard == resource.RLIM_INFINITY else (min(hard, pair[0]), min(hard, pair[1]))

@@ -1,0 +1,95 @@
+"""What keeps a job in: namespaces, file systems, limits, and the filter of system calls. Raised by its init."""
+
+from __future__ import annotations
+
+import _socket
+import os
+import resource
+
+from . import kernel, root
+from .kernel import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REC, MS_REMOUNT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .protocol import Order, Setup
+
+#: User and group inside, for every user alike.
+UID = 1000
+#: Files in each of a job's file systems: one takes a kilobyte of kernel memory or so, which their sizes do not count.
+MAX_FILES = 65536
+MASKED = (b"proc/cmdline", b"proc/keys", b"proc/kallsyms")
+#: Below the nice value 0 of the service itself, so that it answers whatever jobs do.
+NICE = 10
+#: What a job may have of things that the kernel counts by user, of which other jobs of this one need some, too.
+COUNTS = (("max_user_namespaces", b"0"), ("max_inotify_instances", b"32"), ("max_inotify_watches", b"8192"))
+#: Of System V IPC: messages, and semaphores.
+SYSTEM_V = (("msgmni", b"32"), ("msgmnb", b"16384"), ("sem", b"250 4096 32 64"))
+
+
+class Walls:
+    """The walls around each job of a launcher. The init calls `enclose`, then `lock`."""
+
+    #: The new namespaces that an init begins in. They belong to the launcher's user namespace, of which the job, in
+    #: one of its own below it, holds no part.
+    namespaces = (
+        kernel.CLONE_NEWPID | kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWCGROUP
+    )
+
+    def __init__(self, setup: Setup, programs: Sequence[bytes]) -> None:
+        """`programs`: the system call filter, and one that also refuses System V IPC."""
+        self._filter, self._filter_system_v = map(kernel.Filter, programs)
+        self._mounts = (
+            (b"tmp", f"mode=1777,nr_inodes={MAX_FILES},size={setup.tmp_size}".encode()),
+            (b"dev/shm", f"mode=1777,nr_inodes={MAX_FILES},size={setup.shm_size}".encode()),
+        )
+        page, shared = os.sysconf("SC_PAGE_SIZE"), setup.shm_size  # as much as there: it is no process's memory either
+        self._system_v = (("shmall", b"%d" % -(-shared // page)), ("shmmax", b"%d" % shared), *SYSTEM_V)
+
+    def enclose(self, order: Order) -> None:
+        """Leaves all but the job's own files."""
+        _socket.sethostname("job")
+        if not self._limit_system_v():
+            self._filter = self._filter_system_v
+        self._host_proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
+        kernel.mount(root.ROOT, root.ROOT, None, MS_BIND | MS_REC)
+        os.chdir(root.ROOT)
+        # Read-only: else a job could make itself the last that the kernel ends where memory is short.
+        kernel.mount(b"proc", b"proc", b"proc", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, b"hidepid=2")
+        for path in MASKED:
+            kernel.mount(b"dev/null", path, None, MS_BIND)
+        job = f"mode=0700,nr_inodes={MAX_FILES},size={order.disk}".encode()
+        for path, options in ((b"job", job), *self._mounts):
+            kernel.mount(b"tmpfs", path, b"tmpfs", MS_NOSUID | MS_NODEV, options)
+        kernel.mount(b"tmpfs", b"run/job", b"tmpfs", MS_NOSUID | MS_NODEV, b"mode=0755")
+        root.write("run/job/script", order.script, os.O_CREAT | os.O_EXCL)
+        kernel.mount(None, b"run/job", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
+        kernel.change_root(root.ROOT)
+        os.chdir("/job")
+
+    def lock(self, order: Order) -> None:
+        """From here on this process can do no more than the script."""
+        kernel.unshare(kernel.CLONE_NEWUSER)
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # else its files in /proc are not its own
+        root.map_user(UID, 0, 0, self._host_proc)
+        root.write("self/oom_score_adj", b"1000", at=self._host_proc)
+        for name, value in COUNTS:
+            root.write(f"sys/user/{name}", value, at=self._host_proc)
+        if order.processors:
+            os.sched_setaffinity(0, order.processors)
+        os.nice(NICE)
+        for number, pair in order.limits.items():  # in the new user namespace, as processes are counted by these
+            resource.setrlimit(number, pair)
+        kernel.limit_capabilities()
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+        self._filter.attach()
+
+    def _limit_system_v(self) -> bool:
+        """False where the kernel lets nobody do it but the host's root."""
+        try:
+            for name, value in self._system_v:
+                root.write(f"/proc/sys/kernel/{name}", value)
+        except PermissionError:
+            return False
+        return True
