@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -48,7 +49,8 @@ class Batcher(Generic[Item, Result]):
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._queue.append((item, future))
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._work())
+            # In a context of its own: it works for all, not for whoever came first.
+            self._task = asyncio.create_task(self._work(), context=contextvars.Context())
         return await future
 
     async def _work(self) -> None:

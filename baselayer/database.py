@@ -12,7 +12,7 @@ import asyncio
 import contextvars
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -25,11 +25,15 @@ from sqlalchemy.orm import Session
 from baselayer.connection import CONNECT_OPTIONS, Connection, dsn_of
 from baselayer.errors import Unavailable
 from baselayer.query import Query
+from baselayer.turns import Turns
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 logger = logging.getLogger(__name__)
+
+#: For whom the database is asked: those who ask for much wait for one another, and not others for them.
+on_behalf_of: contextvars.ContextVar[Hashable] = contextvars.ContextVar("on_behalf_of", default=None)
 
 
 class DatabaseUnavailable(Unavailable):
@@ -55,6 +59,7 @@ _ROLLED_BACK = ("40P01", "40001")
 # Statement and lock timeouts.
 _TOO_SLOW = ("57014", "55P03")
 _TRIES = 4
+_MOST_WAITING = 64  # for each thread, on behalf of one; and four times as many of all
 _DIRECT = 2  # connections of `fetch`: one statement is short, and most of a process's are gathered into few
 
 
@@ -105,7 +110,7 @@ class Database:
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="database")
         self._size = size
         self._wait = wait
-        self._slots = asyncio.Semaphore(size)
+        self._turns = Turns(size)
         self._waiting = 0
         self._dsn = dsn_of(url)
         self._options = {**CONNECT_OPTIONS, "options": options}
@@ -184,12 +189,13 @@ class Database:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
-        if self._slots.locked() and self._waiting >= 64 * self._size:
+        key, most = on_behalf_of.get(), _MOST_WAITING * self._size
+        if self._turns.waiting(key) >= most or self._waiting >= 4 * most:
             raise Overloaded
         self._waiting += 1
         try:
             async with asyncio.timeout(self._wait):
-                await self._slots.acquire()
+                await self._turns.take(key)
         except TimeoutError:
             raise Overloaded from None
         finally:
@@ -197,12 +203,12 @@ class Database:
         context = contextvars.copy_context()
         transact = functools.partial(self._transact, single, function, *args, **kwargs)
         work = asyncio.get_running_loop().run_in_executor(self._threads, context.run, transact)
-        work.add_done_callback(self._release)
+        work.add_done_callback(functools.partial(self._release, key))
         return await asyncio.shield(work)
 
-    def _release(self, done: asyncio.Future[R]) -> None:
+    def _release(self, key: Hashable, done: asyncio.Future[R]) -> None:
         # Only now, as the thread is busy until then even when whoever asked has gone.
-        self._slots.release()
+        self._turns.give(key)
         if not done.cancelled():
             done.exception()  # it has been, or will be, raised where it was waited for, if anywhere
 

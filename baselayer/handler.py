@@ -24,6 +24,7 @@ from tornado import httputil, web
 from baselayer import errors, log, token
 from baselayer.access import Authenticator, Caller
 from baselayer.bodies import LARGE_BODY, MOST_VALUES, has_too_many_values
+from baselayer.database import on_behalf_of
 from baselayer.errors import ApiError
 from baselayer.fields import Flag, Number, Whole
 from baselayer.metrics import RequestMetrics
@@ -225,6 +226,7 @@ class Handler(web.RequestHandler):
             )
             if declared.scope != ANY:
                 self.caller.require(declared.scope)
+        on_behalf_of.set(self.caller.user_id if self.caller else self.request.remote_ip)
         query = self._check_query(declared.query)
         if len(self.request.body) < LARGE_BODY:
             body = self._check_body(declared.body)

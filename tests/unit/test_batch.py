@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Sequence
 from typing import Any
 
@@ -125,3 +126,21 @@ def test_it_works_again_after_a_pause() -> None:
         assert await batcher.put(3) == 6
 
     asyncio.run(main())
+
+
+def test_a_batch_is_nobody_s_in_particular() -> None:
+    """What the first who came has in his context is not what the batch runs in."""
+    whose: contextvars.ContextVar[str] = contextvars.ContextVar("whose", default="nobody")
+    seen = []
+
+    async def flush(items: list[int]) -> list[int]:
+        seen.append(whose.get())
+        return items
+
+    async def main() -> None:
+        batcher: Batcher[int, int] = Batcher(flush)
+        whose.set("first")
+        await batcher.put(1)
+
+    asyncio.run(main())
+    assert seen == ["nobody"]
