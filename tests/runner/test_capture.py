@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from shell_service.capture import Capture
+from shell_service.mask import Mask
 
 
-def capture(path: Path, data: bytes, *, most: int = 1 << 20, open_end: bool = False, turns: int = 50) -> Capture:
+def capture(
+    path: Path,
+    data: bytes,
+    *,
+    most: int = 1 << 20,
+    open_end: bool = False,
+    turns: int = 50,
+    mask: Mask | None = None,
+) -> Capture:
     """A capture of `data`, after the loop had that many turns; the writer is still there if `open_end`."""
 
     async def take() -> Capture:
@@ -20,7 +31,7 @@ def capture(path: Path, data: bytes, *, most: int = 1 << 20, open_end: bool = Fa
         os.write(write, data)
         if not open_end:
             os.close(write)
-        capture = Capture(read, lambda: os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), most)
+        capture = Capture(read, lambda: os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), most, mask)
         for _ in range(turns):
             await asyncio.sleep(0)
         await capture.finish(0)
@@ -57,3 +68,53 @@ def test_a_cap_is_exact(tmp_path: Path) -> None:
 def test_a_full_disk_is_said_so_and_does_no_harm(file: str) -> None:
     taken = capture(Path(file), b"hello")
     assert (taken.size, taken.truncated) == (0, True)
+
+
+def test_secrets_are_masked_to_the_last_byte(tmp_path: Path) -> None:
+    taken = capture(tmp_path / "file", b"it is hunter2, or hunt", mask=Mask([b"hunter2"]))
+    assert ((tmp_path / "file").read_bytes(), taken.size, taken.truncated) == (b"it is ***, or hunt", 18, False)
+
+
+def test_a_cap_holds_for_what_is_masked(tmp_path: Path) -> None:
+    taken = capture(tmp_path / "file", b"aaaa", most=5, mask=Mask([b"a"]))
+    assert ((tmp_path / "file").read_bytes(), taken.size, taken.truncated) == (b"*****", 5, True)
+
+
+def flood(path: Path, count: int, most: int, mask: Mask | None = None) -> tuple[Capture, float, float]:
+    """A capture of so many bytes written in one go; the seconds that it took, and of processor time of the reader."""
+
+    async def take() -> tuple[Capture, float, float]:
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+
+        def work() -> None:
+            left, block = count, b"0123456789abcdef" * 4096
+            while left:
+                left -= os.write(write, block[:left])
+            os.close(write)
+
+        writer = threading.Thread(target=work)
+        began, used = time.perf_counter(), time.thread_time()
+        capture = Capture(read, lambda: os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), most, mask)
+        writer.start()
+        await capture.finish(20)
+        writer.join()
+        return capture, time.perf_counter() - began, time.thread_time() - used
+
+    return asyncio.run(take())
+
+
+@pytest.mark.parametrize("mask", [None, Mask([b"fed"])], ids=["moved", "read"])
+def test_a_flood_is_kept_whole(tmp_path: Path, mask: Mask | None) -> None:
+    count = 16 << 20
+    taken, _, _ = flood(tmp_path / "file", count, count, mask)
+    assert (taken.size, taken.truncated) == (count, False)
+    assert (tmp_path / "file").read_bytes() == b"0123456789abcdef" * (count // 16)
+
+
+def test_what_is_dropped_comes_slowly_and_costs_nothing(tmp_path: Path) -> None:
+    pipe = 64 * 1024  # the bytes that a pipe holds
+    taken, seconds, used = flood(tmp_path / "file", 4 << 20, pipe)
+    assert ((tmp_path / "file").stat().st_size, taken.size, taken.truncated) == (pipe, pipe, True)
+    assert seconds > (4 << 20) / pipe * 0.009
+    assert used < seconds / 4
