@@ -62,5 +62,7 @@ class Exit:
     cpu_seconds: float
     #: Of the largest of them. Never below the launcher's own size, some 8 MiB: the kernel counts from before exec.
     peak_memory_bytes: int
+    #: Of all of them, to files and pipes alike; what they change in mapped files does not count.
+    written_bytes: int
     #: Whether the launcher died and took the job with it: then nobody knows how the script would have ended.
     lost: bool = False

@@ -41,8 +41,9 @@ def run(start: Start, descriptors: list[int]) -> NoReturn:
         os.dup2(descriptors[0], channel.fileno(), False)
         try:
             held = HELD + _settle()
+            io = os.open("/proc/self/io", os.O_RDONLY)  # while this process may open it
             order = Order.unpack(os.pread(descriptors[4], os.fstat(descriptors[4]).st_size, 0))
-            walls.enclose(order)
+            folders = walls.enclose(order)
             if not os.access(order.argv[0], os.X_OK):
                 raise FileNotFoundError(f"no interpreter {os.fsdecode(order.argv[0])} in the sandbox")
             for number in range(3):
@@ -51,15 +52,18 @@ def run(start: Start, descriptors: list[int]) -> NoReturn:
             kernel.prctl(kernel.PR_SET_PDEATHSIG, kernel.SIGKILL)
             if start.launcher_died.poll(0):
                 raise ProcessLookupError("the launcher has died")
-            channel.sendmsg([held], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, INT.pack(os.pidfd_open(1)))])
-            kernel.close_all_but(channel.fileno())
+            shown = (os.pidfd_open(os.getpid()), *(os.open(path, os.O_PATH) for path in folders))
+            channel.sendmsg([held], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, b"".join(map(INT.pack, shown)))])
+            kernel.close_all_but(channel.fileno(), io)
         except Exception as error:
             channel.send(FAILED + str(error).encode()[: MAX_MESSAGE - 1])
             os._exit(1)
         if channel.recv(1) == GO:  # else the runner has let go of it
+            before = _written(io)
             status = _run(order.argv, order.env)
             usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-            channel.send(REPORT + REPORT_BODY.pack(status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024))
+            used = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, _written(io) - before
+            channel.send(REPORT + REPORT_BODY.pack(status, *used))
     finally:
         os._exit(0)
 
@@ -72,6 +76,11 @@ def _settle() -> bytes:
     pid, _, rest = os.read(fd, 1024).partition(b" ")
     os.close(fd)
     return HELD_BODY.pack(int(pid), int(rest.rpartition(b")")[2].split()[19]))
+
+
+def _written(io: int) -> int:
+    """Bytes that this process and those that it has waited for have written."""
+    return int(os.pread(io, 512, 0).split()[3])  # after "rchar:", a number, and "wchar:"
 
 
 def _run(argv: list[bytes], env: list[bytes]) -> int:

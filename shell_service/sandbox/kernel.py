@@ -81,12 +81,14 @@ def prctl(option: int, value: int) -> None:
     _check(_libc.prctl(option, ctypes.c_ulong(value), _long(0), _long(0), _long(0)), f"prctl {option}")
 
 
-def close_all_but(fd: int) -> None:
-    """Closes every descriptor above the standard streams, but not this one."""
+def close_all_but(*kept: int) -> None:
+    """Closes every descriptor above the standard streams, but not these."""
     # os.closerange() would do it one by one where Python was built for an old C library.
-    for first, last in ((3, fd - 1), (fd + 1, 0x7FFFFFFF)):
-        if first <= last:
-            _check(_libc.syscall(_long(_CLOSE_RANGE), first, last, 0), "close_range")
+    first = 3
+    for fd in (*sorted(kept), 0x7FFFFFFF):
+        if first < fd:
+            _check(_libc.syscall(_long(_CLOSE_RANGE), first, fd - 1, 0), "close_range")
+        first = fd + 1
 
 
 def ignore_interrupts() -> None:

@@ -37,6 +37,8 @@ from .protocol import (
 PATIENCE = 10.0
 #: Seconds that the init gets to kill the rest before it is killed itself.
 KILL_PATIENCE = 1.0
+#: Bytes of a job's files that the event loop frees itself, within a millisecond; for more it takes a thread.
+IN_PASSING = 4 << 20
 #: Bytes that a job may be ahead of its reader; an ordinary user's pipes together may hold only so much.
 PIPE_SIZE = 1 << 20 if os.geteuid() == 0 else 1 << 18
 
@@ -53,7 +55,13 @@ class Process:
     """One attempt in its sandbox, held before its first instruction until `go`."""
 
     def __init__(
-        self, launcher: Launcher, number: int, sock: socket.socket, pidfd: int, held: bytes, streams: tuple[int, int]
+        self,
+        launcher: Launcher,
+        number: int,
+        sock: socket.socket,
+        held: bytes,
+        descriptors: Sequence[int],
+        streams: tuple[int, int],
     ) -> None:
         #: Host pid of the namespace's init, and field 22 of its ``/proc/<pid>/stat``.
         self.pid: int
@@ -61,7 +69,11 @@ class Process:
         self.pid, self.start_time = HELD_BODY.unpack(held)
         #: Non-blocking read ends of the job's pipes, which the caller closes.
         self.stdout, self.stderr = streams
-        self._launcher, self._number, self._sock, self._pidfd = launcher, number, sock, pidfd
+        #: For fstatvfs: all file systems that it can write to, which are in memory. Closed when it has ended.
+        self.file_systems: tuple[int, ...]
+        self._pidfd, *others = descriptors
+        self.file_systems = tuple(others)
+        self._launcher, self._number, self._sock = launcher, number, sock
         self._started = False
         self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
@@ -101,19 +113,36 @@ class Process:
     def finish(self, cpu_seconds: float, peak_memory_bytes: int, lost: bool = False) -> None:
         """Everything is gone. What the init reported of the script counts; without a report, the init was killed."""
         status: int = signal.SIGKILL
+        written_bytes = 0
         with contextlib.suppress(OSError):
             message = self._sock.recv(MAX_MESSAGE)
             if message[:1] == REPORT:
-                status, cpu_seconds, peak_memory_bytes = REPORT_BODY.unpack(message[1:])
+                status, cpu_seconds, peak_memory_bytes, written_bytes = REPORT_BODY.unpack(message[1:])
                 lost = False
         code = os.waitstatus_to_exitcode(status)
+        return_code, number = (code, None) if code >= 0 else (None, -code)
         self._sock.close()
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = -1
-        self._exit.set_result(
-            Exit(code if code >= 0 else None, -code if code < 0 else None, cpu_seconds, peak_memory_bytes, lost)
-        )
+        self._free(Exit(return_code, number, cpu_seconds, peak_memory_bytes, written_bytes, lost))
+
+    def _free(self, ended: Exit) -> None:
+        """Lets go of the job's files: nobody else holds them, so it is here that the kernel frees their memory."""
+        file_systems, self.file_systems = self.file_systems, ()
+
+        def close() -> None:
+            for descriptor in file_systems:
+                os.close(descriptor)
+
+        def freed(_: object = None) -> None:
+            self._exit.set_result(ended)
+
+        if sum(map(_effort, file_systems)) < IN_PASSING:
+            close()
+            freed()
+        else:
+            asyncio.get_running_loop().run_in_executor(None, close).add_done_callback(freed)
 
 
 class Launcher:
@@ -192,10 +221,12 @@ class Launcher:
                 raise SandboxError(UNAVAILABLE, f"the sandbox was not made within {PATIENCE:g} s") from None
             finally:
                 loop.remove_reader(ours.fileno())
-            message, descriptors, _, _ = socket.recv_fds(ours, MAX_MESSAGE, 1)
+            message, descriptors, _, _ = socket.recv_fds(ours, MAX_MESSAGE, 8)
+            for descriptor in descriptors:
+                kept.callback(os.close, descriptor)
             if message[:1] != HELD or not descriptors:
                 raise SandboxError(UNAVAILABLE, message[1:].decode(errors="replace") or "the launcher has died")
-            process = Process(self, number, ours, descriptors[0], message[1:], (stdout[0], stderr[0]))
+            process = Process(self, number, ours, message[1:], descriptors, (stdout[0], stderr[0]))
             kept.pop_all()
         if number in self._jobs:
             self._jobs[number] = process
@@ -304,6 +335,12 @@ def kill_leftover(pid: int, start_time: int) -> bool:
         return False
     finally:
         os.close(pidfd)
+
+
+def _effort(file_system: int) -> int:
+    """About how many bytes there are to be freed with a file system; a file by itself costs as much as a page."""
+    status = os.fstatvfs(file_system)
+    return (status.f_blocks - status.f_bfree) * status.f_frsize + (status.f_files - status.f_ffree) * 4096
 
 
 def memory_file(data: bytes) -> int:

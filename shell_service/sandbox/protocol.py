@@ -5,7 +5,8 @@ On the launcher's control socket (SEQPACKET, so a message is a datagram that arr
 - first SETUP to the launcher, with the system call filters as descriptors, answered by READY or FAILED;
 - then START with the descriptors of one job, and TERMINATE; answered, when all of a job is gone, by ENDED.
 
-On a job's own socket: its init sends HELD, with a pidfd of itself, or FAILED; the runner sends GO; the init REPORT.
+On a job's own socket: its init sends HELD, with a pidfd of itself and the job's file systems, or FAILED; the runner
+sends GO; the init REPORT.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ KILL_ALL = 10
 INT = struct.Struct("i")  # a descriptor
 JOB = struct.Struct("<Q")  # the runner's number of a job
 HELD_BODY = struct.Struct("<iQ")  # pid, start time
-REPORT_BODY = struct.Struct("<idq")  # wait status, CPU seconds, largest resident set in bytes
-ENDED_BODY = struct.Struct("<Qdq")  # the job's number, and as above of all its processes, the init too
+REPORT_BODY = struct.Struct("<idqq")  # wait status, CPU seconds, largest resident set in bytes, bytes written
+ENDED_BODY = struct.Struct("<Qdq")  # the job's number; CPU seconds and largest resident set, the init's included
 _SETUP = struct.Struct("<3Q")
 _ORDER = struct.Struct("<6IQ")
 _LIMIT = struct.Struct("<IQQ")

@@ -47,8 +47,8 @@ class Walls:
         page, shared = os.sysconf("SC_PAGE_SIZE"), setup.shm_size  # as much as there: it is no process's memory either
         self._system_v = (("shmall", b"%d" % -(-shared // page)), ("shmmax", b"%d" % shared), *SYSTEM_V)
 
-    def enclose(self, order: Order) -> None:
-        """Leaves all but the job's own files."""
+    def enclose(self, order: Order) -> Sequence[str]:
+        """Leaves all but the job's own files; returns the folders that it can write to, each a file system."""
         _socket.sethostname("job")
         if not self._limit_system_v():
             self._filter = self._filter_system_v
@@ -67,6 +67,7 @@ class Walls:
         kernel.mount(None, b"run/job", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
         kernel.change_root(root.ROOT)
         os.chdir("/job")
+        return "/job", "/tmp", "/dev/shm"
 
     def lock(self, order: Order) -> None:
         """From here on this process can do no more than the script."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -132,6 +133,10 @@ def test_what_was_used_counts_all_processes() -> None:
     assert alone.cpu_seconds > 0.05
     assert ended.cpu_seconds > 1.5 * alone.cpu_seconds
     assert job("x = b'x' * (64 << 20)", PYTHON).exit.peak_memory_bytes > 64 * MiB > job("").exit.peak_memory_bytes
+    write = "dd if=/dev/zero of=/job/x bs=1M count=7 2>/dev/null; head -c 3000000 /dev/zero | cat > /dev/null"
+    written = job(f"sh -c '{write}'; # {'x' * MiB}").exit.written_bytes
+    assert 7 * MiB + 2 * 3_000_000 <= written < 7 * MiB + 2 * 3_000_000 + 200_000
+    assert job("exit 3").exit.written_bytes == 0
 
 
 def test_resources_of_what_a_kill_ended_are_known() -> None:
@@ -146,6 +151,36 @@ def test_resources_of_what_a_kill_ended_are_known() -> None:
             return (await finish(process)).exit.cpu_seconds
 
     assert run(main()) > 0.05
+
+
+def test_its_files_can_be_measured_and_their_memory_is_free_again_when_it_has_ended() -> None:
+    fill = "for d in /job /tmp /dev/shm; do dd if=/dev/zero of=$d/x bs=1M count=3 2>/dev/null; done; seq 100 > /job/y"
+    many = "import os\nfor n in range(3000): os.close(os.open(f'/job/{n}', os.O_CREAT))"
+
+    def shared_memory() -> int:
+        return next(int(line.split()[1]) for line in Path("/proc/meminfo").open() if line.startswith("Shmem:"))
+
+    async def main() -> None:
+        async with sandbox() as made:
+            for interpreter, script in (("/bin/sh", fill + "; echo; read x < /dev/zero"), (PYTHON, many + "\nprint()")):
+                process = await (await made.prepare(1)).start(command(interpreter, script.encode()))
+                empty = [os.fstatvfs(fd) for fd in process.file_systems]
+                assert [round(fs.f_blocks * fs.f_frsize / MiB) for fs in empty] == [32, 16, 4]
+                process.go()
+                if interpreter != PYTHON:
+                    await read_line(process.stdout)
+                    full = zip(empty, (os.fstatvfs(fd) for fd in process.file_systems), strict=True)
+                    used = [((a.f_bfree - b.f_bfree) * b.f_frsize, a.f_ffree - b.f_ffree) for a, b in full]
+                        ((old.f_bfree - new.f_bfree) * new.f_frsize, old.f_ffree - new.f_ffree) for old, new in full
+                    ]
+                    assert used == [(3 * MiB + 4096, 2), (3 * MiB, 1), (3 * MiB, 1)]
+                    before = shared_memory()
+                    process.terminate()
+                await finish(process)
+                assert process.file_systems == ()
+            assert shared_memory() < before - 8 * 1024
+
+    run(main())
 
 
 def test_many_at_once() -> None:
