@@ -60,3 +60,13 @@ def test_what_is_stored_is_a_hash_of_the_whole() -> None:
     assert tokens.digest(token) == hashlib.sha256(token.encode()).digest()
     assert tokens.digest(token) != tokens.digest(token[:-1] + ("a" if token[-1] != "a" else "b"))
     assert len(token[: tokens.SHOWN]) == 10  # of which 6 are of chance: what lists show is no help to a guesser
+
+
+def test_nothing_that_may_be_a_token_is_left() -> None:
+    made = tokens.mint()
+    for around in ("{}", "/api/tokens/{}", "a{}b {}", "{}.stdout", "{}%20"):
+        masked = tokens.masked(around.replace("{}", made))
+        assert made[len(tokens.PREFIX) :][:20] not in masked
+        assert "shs_***" in masked
+    assert tokens.masked(f"/api/tokens/{made[:-8]}") == "/api/tokens/shs_***"
+    assert tokens.masked("/api/jobs/shs_report_0") == "/api/jobs/shs_report_0"
