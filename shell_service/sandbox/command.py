@@ -64,5 +64,9 @@ class Exit:
     peak_memory_bytes: int
     #: Of all of them, to files and pipes alike; what they change in mapped files does not count.
     written_bytes: int
+    #: When the script itself ended, by the monotonic clock; None where its init was killed and could not tell.
+    ended_at: float | None = None
+    #: Those of its own file systems that had no room left: the size of each in bytes, by its path.
+    full: Mapping[str, int] = field(default_factory=dict)
     #: Whether the launcher died and took the job with it: then nobody knows how the script would have ended.
     lost: bool = False

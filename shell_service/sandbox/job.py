@@ -12,6 +12,7 @@ import _socket
 import os
 import resource
 import select
+import time
 
 from . import kernel
 from .protocol import FAILED, GO, HELD, HELD_BODY, INT, KILL_ALL, MAX_MESSAGE, REPORT, REPORT_BODY, Order
@@ -60,10 +61,10 @@ def run(start: Start, descriptors: list[int]) -> NoReturn:
             os._exit(1)
         if channel.recv(1) == GO:  # else the runner has let go of it
             before = _written(io)
-            status = _run(order.argv, order.env)
+            ended = _run(order.argv, order.env)
             usage = resource.getrusage(resource.RUSAGE_CHILDREN)
             used = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, _written(io) - before
-            channel.send(REPORT + REPORT_BODY.pack(status, *used))
+            channel.send(REPORT + REPORT_BODY.pack(*ended, *used))
     finally:
         os._exit(0)
 
@@ -83,24 +84,24 @@ def _written(io: int) -> int:
     return int(os.pread(io, 512, 0).split()[3])  # after "rchar:", a number, and "wchar:"
 
 
-def _run(argv: list[bytes], env: list[bytes]) -> int:
-    """Runs the script; its wait status, once everything else that it started is gone."""
+def _run(argv: list[bytes], env: list[bytes]) -> tuple[int, float]:
+    """Runs the script; its wait status, and when it ended, once everything else that it started is gone."""
     _signal.signal(KILL_ALL, _kill_all)
     variables = dict(pair.split(b"=", 1) for pair in env)
     try:
         script = os.posix_spawn(argv[0], argv, variables, setsigmask=(), setsigdef=kernel.SIGNALS)
     except OSError as error:
         os.write(2, f"{os.fsdecode(argv[0])}: {error.strerror}\n".encode())
-        return 126 << 8  # as a shell says of a command that it cannot run
+        return 126 << 8, time.monotonic()  # as a shell says of a command that it cannot run
     os.closerange(0, 3)  # so that readers see the end of a stream when the script has closed it
     result = None
     while True:
         try:
             pid, status = os.waitpid(-1, 0 if result is None else os.WNOHANG)
         except ChildProcessError:
-            return result or 0
+            return result or (0, time.monotonic())
         if pid == script:
-            result = status
+            result = status, time.monotonic()
         elif not pid:
             _kill_all()
             os.waitpid(-1, 0)

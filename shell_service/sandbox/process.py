@@ -19,6 +19,7 @@ from .order import order
 from .protocol import (
     ENDED,
     ENDED_BODY,
+    FOLDERS,
     GO,
     HELD,
     HELD_BODY,
@@ -113,11 +114,11 @@ class Process:
     def finish(self, cpu_seconds: float, peak_memory_bytes: int, lost: bool = False) -> None:
         """Everything is gone. What the init reported of the script counts; without a report, the init was killed."""
         status: int = signal.SIGKILL
-        written_bytes = 0
+        written_bytes, ended_at = 0, None
         with contextlib.suppress(OSError):
             message = self._sock.recv(MAX_MESSAGE)
             if message[:1] == REPORT:
-                status, cpu_seconds, peak_memory_bytes, written_bytes = REPORT_BODY.unpack(message[1:])
+                status, ended_at, cpu_seconds, peak_memory_bytes, written_bytes = REPORT_BODY.unpack(message[1:])
                 lost = False
         code = os.waitstatus_to_exitcode(status)
         return_code, number = (code, None) if code >= 0 else (None, -code)
@@ -125,7 +126,9 @@ class Process:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = -1
-        self._free(Exit(return_code, number, cpu_seconds, peak_memory_bytes, written_bytes, lost))
+        used = cpu_seconds, peak_memory_bytes, written_bytes
+        full = dict(filter(None, map(_full, FOLDERS, self.file_systems)))
+        self._free(Exit(return_code, number, *used, ended_at, full, lost))
 
     def _free(self, ended: Exit) -> None:
         """Lets go of the job's files: nobody else holds them, so it is here that the kernel frees their memory."""
@@ -341,6 +344,12 @@ def _effort(file_system: int) -> int:
     """About how many bytes there are to be freed with a file system; a file by itself costs as much as a page."""
     status = os.fstatvfs(file_system)
     return (status.f_blocks - status.f_bfree) * status.f_frsize + (status.f_files - status.f_ffree) * 4096
+
+
+def _full(path: str, file_system: int) -> tuple[str, int] | None:
+    """The path and size of a file system in which there is no room for another page, or file."""
+    status = os.fstatvfs(file_system)
+    return None if status.f_bavail and status.f_favail else (path, status.f_blocks * status.f_frsize)
 
 
 def memory_file(data: bytes) -> int:

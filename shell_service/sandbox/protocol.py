@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 
 READY, FAILED, START, TERMINATE, ENDED, HELD, GO, REPORT = (bytes([kind]) for kind in range(1, 9))
 MAX_MESSAGE = 4096
+#: What a job can write to: each is a file system of its own, in memory. Their descriptors come with HELD.
+FOLDERS = ("/job", "/tmp", "/dev/shm")
 #: SIGUSR1 to an init: kill all but yourself, and report.
 KILL_ALL = 10
 
 INT = struct.Struct("i")  # a descriptor
 JOB = struct.Struct("<Q")  # the runner's number of a job
 HELD_BODY = struct.Struct("<iQ")  # pid, start time
-REPORT_BODY = struct.Struct("<idqq")  # wait status, CPU seconds, largest resident set in bytes, bytes written
+# Wait status, when that was on the monotonic clock, CPU seconds, largest resident set in bytes, bytes written.
+REPORT_BODY = struct.Struct("<iddqq")
 ENDED_BODY = struct.Struct("<Qdq")  # the job's number; CPU seconds and largest resident set, the init's included
 _SETUP = struct.Struct("<3Q")
 _ORDER = struct.Struct("<6IQ")

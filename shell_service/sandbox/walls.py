@@ -8,6 +8,7 @@ import resource
 
 from . import kernel, root
 from .kernel import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REC, MS_REMOUNT
+from .protocol import FOLDERS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Walls:
         kernel.mount(None, b"run/job", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
         kernel.change_root(root.ROOT)
         os.chdir("/job")
-        return "/job", "/tmp", "/dev/shm"
+        return FOLDERS
 
     def lock(self, order: Order) -> None:
         """From here on this process can do no more than the script."""
