@@ -26,7 +26,7 @@ class SandboxError(Exception):
 class Command:
     """What to run: one attempt of a job.
 
-    Raises ValueError for what no process can be given: a NUL byte, or a variable whose name is none.
+    Raises ValueError for what no process can be given: a NUL byte, or a name that is none of a variable or secret.
     """
 
     #: Path inside the sandbox, such as ``/bin/sh``.
@@ -39,6 +39,8 @@ class Command:
     env: Mapping[str, str] = field(default_factory=dict)
     #: What the job reads on its standard input, then end of file.
     stdin: bytes = b""
+    #: Shown to it as files, by their names: ``/run/job/secrets/NAME``.
+    secrets: Mapping[str, bytes] = field(default_factory=dict)
     #: What it may use.
     limits: JobLimits = field(kw_only=True)
 
@@ -50,6 +52,9 @@ class Command:
         for name in self.env:
             if not NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is not the name of a variable")
+        for name in self.secrets:
+            if not NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is not the name of a secret")
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ def order(command: Command) -> Order:
         [text.encode(errors="surrogateescape") for text in argv],
         [f"{name}={value}".encode(errors="surrogateescape") for name, value in env.items()],
         command.script,
+        {name.encode(): value for name, value in command.secrets.items()},
         command.limits.disk,
         _processors(command.limits.cpu),
         _kernel_limits(command.limits),

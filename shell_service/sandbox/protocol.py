@@ -31,7 +31,7 @@ HELD_BODY = struct.Struct("<iQ")  # pid, start time
 REPORT_BODY = struct.Struct("<iddqq")
 ENDED_BODY = struct.Struct("<Qdq")  # the job's number; CPU seconds and largest resident set, the init's included
 _SETUP = struct.Struct("<3Q")
-_ORDER = struct.Struct("<6IQ")
+_ORDER = struct.Struct("<7IQ")
 _LIMIT = struct.Struct("<IQQ")
 
 
@@ -50,7 +50,7 @@ class Setup:
 
 
 class Order:
-    """What the init of a job is told: the arguments and variables for exec, the script, and the job's limits.
+    """What the init of a job is told: the arguments and variables for exec, the script, secrets, and limits.
 
     None of the texts holds a NUL. `env` holds NAME=value, `disk` bytes, `limits` soft and hard ones by their numbers
     in the ``resource`` module; `processors` are those to run on, where it may not use all.
@@ -61,39 +61,51 @@ class Order:
         argv: list[bytes],
         env: list[bytes],
         script: bytes,
+        secrets: Mapping[bytes, bytes],
         disk: int,
         processors: Collection[int],
         limits: Mapping[int, tuple[int, int]],
     ) -> None:
-        self.argv, self.env, self.script = argv, env, script
+        self.argv, self.env, self.script, self.secrets = argv, env, script, secrets
         self.disk, self.processors, self.limits = disk, processors, limits
 
     def pack(self) -> bytes:
-        texts = b"\0".join((*self.argv, *self.env))
-        counts = (len(self.argv), len(self.env), len(self.processors), len(self.limits), len(texts), len(self.script))
+        texts = b"\0".join((*self.argv, *self.env, *self.secrets))
+        parts = self.argv, self.env, self.secrets, self.processors, self.limits, texts, self.script
         return b"".join(
             (
-                _ORDER.pack(*counts, self.disk),
+                _ORDER.pack(*map(len, parts), self.disk),
                 struct.pack(f"<{len(self.processors)}I", *self.processors),
+                struct.pack(f"<{len(self.secrets)}I", *map(len, self.secrets.values())),
                 *(_LIMIT.pack(number, *pair) for number, pair in self.limits.items()),
                 texts,
                 self.script,
+                *self.secrets.values(),
             )
         )
 
     @classmethod
     def unpack(cls, data: bytes) -> Order:
         """The order again. Raises ValueError where a text holds a NUL."""
-        arguments, variables, processors, limits, length, script, disk = _ORDER.unpack_from(data)
+        arguments, variables, secrets, processors, limits, length, script, disk = _ORDER.unpack_from(data)
         at = _ORDER.size
         numbers = struct.unpack_from(f"<{processors}I", data, at)
         at += 4 * processors
+        sizes = struct.unpack_from(f"<{secrets}I", data, at)
+        at += 4 * secrets
         pairs = {
             number: (soft, hard) for number, soft, hard in _LIMIT.iter_unpack(data[at : at + limits * _LIMIT.size])
         }
         at += limits * _LIMIT.size
         texts = data[at : at + length].split(b"\0")
         at += length
-        if len(texts) != arguments + variables:
-            raise ValueError("a NUL in an argument or a variable")
-        return cls(texts[:arguments], texts[arguments:], data[at : at + script], disk, numbers, pairs)
+        names = arguments + variables
+        if len(texts) != names + secrets:
+            raise ValueError("a NUL in an argument, a variable or a name")
+        code = data[at : at + script]
+        at += script
+        values = {}
+        for name, size in zip(texts[names:], sizes, strict=True):
+            values[name] = data[at : at + size]
+            at += size
+        return cls(texts[:arguments], texts[arguments:names], code, values, disk, numbers, pairs)

@@ -76,9 +76,9 @@ def map_user(inside: int, uid: int, gid: int, proc: int | None = None) -> None:
         write(f"{base}self/{name}", text.encode(), at=proc)
 
 
-def write(path: str, data: bytes, flags: int = 0, at: int | None = None) -> None:
-    """Writes all of a file; a relative path is from the folder `at`."""
-    fd = os.open(path, os.O_WRONLY | flags, 0o444, dir_fd=at)
+def write(path: str | bytes, data: bytes, create: int = 0, at: int | None = None) -> None:
+    """Writes all of a file, a new one with mode `create`, if that is given; a relative path is from the folder `at`."""
+    fd = os.open(path, os.O_WRONLY | (os.O_CREAT | os.O_EXCL if create else 0), create, dir_fd=at)
     while data:
         data = data[os.write(fd, data) :]
     os.close(fd)

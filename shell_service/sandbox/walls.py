@@ -64,7 +64,11 @@ class Walls:
         for path, options in ((b"job", job), *self._mounts):
             kernel.mount(b"tmpfs", path, b"tmpfs", MS_NOSUID | MS_NODEV, options)
         kernel.mount(b"tmpfs", b"run/job", b"tmpfs", MS_NOSUID | MS_NODEV, b"mode=0755")
-        root.write("run/job/script", order.script, os.O_CREAT | os.O_EXCL)
+        root.write("run/job/script", order.script, 0o444)
+        if order.secrets:
+            os.mkdir("run/job/secrets", 0o700)
+            for name, value in order.secrets.items():
+                root.write(b"run/job/secrets/" + name, value, 0o400)
         kernel.mount(None, b"run/job", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
         kernel.change_root(root.ROOT)
         os.chdir("/job")

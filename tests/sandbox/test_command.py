@@ -24,6 +24,8 @@ from tests.sandbox.support import LIMITS, command
         {"env": {"": "x"}},
         {"env": {"1A": "x"}},
         {"env": {"A\n": "x"}},
+        {"secrets": {"../script": b"x"}},
+        {"secrets": {"A\0": b"x"}},
         {"env": {"BASH_FUNC_x%%": "() { :; }"}},
     ],
 )
@@ -32,8 +34,11 @@ def test_refuses_what_no_process_can_be_given(wrong: dict[str, object]) -> None:
         Command(**{"interpreter": "/bin/sh", "script": b"", "limits": LIMITS, **wrong})  # type: ignore[arg-type]
 
 
-def told(argv: list[bytes], env: list[bytes], script: bytes, processors: tuple[int, ...] = ()) -> Order:
-    return Order(argv, env, script, 1 << 40, processors, {7: (16, 17), 1: (2**63, 2**63)})
+def told(
+    argv: list[bytes], env: list[bytes], script: bytes, processors: tuple[int, ...] = (), **secrets: bytes
+) -> Order:
+    named = {name.encode(): value for name, value in secrets.items()}
+    return Order(argv, env, script, named, 1 << 40, processors, {7: (16, 17), 1: (2**63, 2**63)})
 
 
 @pytest.mark.parametrize(
@@ -41,6 +46,7 @@ def told(argv: list[bytes], env: list[bytes], script: bytes, processors: tuple[i
     [
         told([b"/bin/sh"], [], b""),
         told([b"/bin/sh", b"/run/job/script", b"", b"-c", b"--"], [b"A=", b"B=x=y\n"], b"\0\xff\r\n", (3, 1)),
+        told([b"/bin/sh"], [], b"x", KEY=b"\0\n", EMPTY=b"", LAST=b"y"),
     ],
 )
 def test_an_order_survives_the_journey(sent: Order) -> None:

@@ -347,6 +347,33 @@ def test_no_secret_is_in_sight_of_the_host_or_the_next_job() -> None:
         del os.environ["SERVICE_SECRET"]
 
 
+def test_secrets_are_files_of_the_job_alone() -> None:
+    secret = os.urandom(16).hex()
+    script = """
+cd /run/job/secrets; ls; cat KEY; wc -c < BINARY; stat -c '%a %u %n' . *
+for f in KEY new; do (echo x > $f) 2>/dev/null && echo written; done; chmod 600 KEY 2>/dev/null && echo changed
+grep -lFf KEY /proc/*/environ /proc/*/cmdline
+"""
+    secrets = {"KEY": secret.encode() + b"\n", "BINARY": b"\0\xff" * 5000}
+    expected = ["BINARY", "KEY", secret, "10000", "700 1000 .", "400 1000 BINARY", "400 1000 KEY"]
+    assert job(script, secrets=secrets).stdout.decode().splitlines() == expected
+    assert "No such file" in fails("ls /run/job/secrets")
+
+    async def main() -> None:
+        async with sandbox() as made:
+            launcher = await made.prepare(1)
+            first = await launcher.start(command("/bin/sh", b"echo; exec sleep 1000", secrets={"KEY": secret.encode()}))
+            first.go()
+            await read_line(first.stdout)
+            assert in_sight(secret, first.pid, parent(first.pid)) == []
+            other = await execute(launcher, "ls -R /run; cat /run/job/secrets/* /proc/*/root/run/job/secrets/*")
+            assert other.stdout.split() == [b"/run:", b"job", b"/run/job:", b"script"]
+            first.kill()
+            await finish(first)
+
+    run(main())
+
+
 def test_nothing_carries_over_between_jobs() -> None:
     make = """
 import ctypes, os
