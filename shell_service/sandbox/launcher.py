@@ -14,8 +14,8 @@ import resource
 import select
 
 from . import job, kernel, root
-from .protocol import ENDED, ENDED_BODY, FAILED, INT, JOB, MAX_MESSAGE, READY, START, TERMINATE, Setup
-from .walls import Walls
+from .protocol import ENDED, ENDED_BODY, ENTERED, FAILED, INT, JOB, MAPPED, MAX_MESSAGE, READY, START, TERMINATE, Setup
+from .walls import NICE, Walls
 
 
 def main(fd: int) -> None:
@@ -25,7 +25,7 @@ def main(fd: int) -> None:
     try:
         setup = Setup.unpack(data)
         programs = [os.pread(descriptor, 1 << 20, 0) for descriptor in descriptors]
-        isolate(setup)
+        isolate(setup, control)
         start = job.Start(Walls(setup, programs))
     except Exception as error:
         # No traceback: with the root changed, its module can be out of reach.
@@ -35,6 +35,13 @@ def main(fd: int) -> None:
     Launcher(control, start).serve()
 
 
+def ask(control: _socket.socket) -> None:
+    """Has the runner map the user of the namespace that this process has just entered."""
+    control.send(ENTERED)
+    if receive(control)[0] != MAPPED:
+        raise ConnectionError("the runner has ended")
+
+
 def receive(sock: _socket.socket) -> tuple[bytes, list[int]]:
     """One message and its descriptors; an empty one is the end."""
     room = _socket.CMSG_SPACE(8 * INT.size)
@@ -42,13 +49,17 @@ def receive(sock: _socket.socket) -> tuple[bytes, list[int]]:
     return data, [fd for _, _, content in ancillary for (fd,) in INT.iter_unpack(content)]
 
 
-def isolate(setup: Setup) -> None:
+def isolate(setup: Setup, control: _socket.socket) -> None:
     """Leaves the host behind: namespaces, root, uid, limits."""
     runner = os.getppid()
     os.setsid()
+    share_processors()
     os.umask(0o022)
     kernel.ignore_interrupts()
-    root.enter(setup.uid)
+    if setup.mapped:
+        root.enter_mapped(lambda: ask(control))
+    else:
+        root.enter(setup.uid, setup.gid)
     for limit in (resource.RLIMIT_MEMLOCK, resource.RLIMIT_MSGQUEUE, resource.RLIMIT_RTPRIO, resource.RLIMIT_NICE):
         resource.setrlimit(limit, (0, 0))
     # Of a limit of 0 the kernel takes no notice where it pipes core dumps into a program of the host; 1 forbids it.
@@ -65,6 +76,24 @@ def isolate(setup: Setup) -> None:
     gc.collect()
     gc.freeze()
     gc.disable()
+
+
+def share_processors() -> None:
+    """Lets all jobs of a user share what one gets of the processors, however many they are, and that be little.
+
+    The kernel shares processors between sessions (autogroups; sched(7)), and a user's jobs are all in the launcher's.
+    Where it does not, as where control groups do it, the jobs' nice value counts alone.
+    """
+    for _ in range(3):
+        try:
+            with open("/proc/self/autogroup", "w") as file:
+                file.write(str(NICE))
+        except BlockingIOError:
+            select.select([], [], [], 0.1)  # ordinary users, all together, may do it once in this time
+        except OSError:
+            return  # no autogroups here
+        else:
+            return
 
 
 class Launcher:
