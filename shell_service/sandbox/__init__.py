@@ -9,9 +9,9 @@ TYPE_CHECKING = False  # as type checkers know it; the typing module itself is t
 if TYPE_CHECKING:
     from .command import Command, Exit, SandboxError
     from .process import Launcher, Process, kill_leftover
-    from .sandbox import Sandbox
+    from .sandbox import Facts, Sandbox
 
-__all__ = ["Command", "Exit", "Launcher", "Process", "Sandbox", "SandboxError", "kill_leftover"]
+__all__ = ["Command", "Exit", "Facts", "Launcher", "Process", "Sandbox", "SandboxError", "kill_leftover"]
 
 _MODULES = {
     "Command": "command",
@@ -20,6 +20,7 @@ _MODULES = {
     "Launcher": "process",
     "Process": "process",
     "kill_leftover": "process",
+    "Facts": "sandbox",
     "Sandbox": "sandbox",
 }
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 from shell_service.limits import JobLimits
 
+#: What a job's owner is told whatever went wrong.
+UNAVAILABLE = "The sandbox for this job could not be made."
+
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 

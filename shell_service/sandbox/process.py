@@ -11,20 +11,22 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from .command import Command, Exit, SandboxError
+from .command import UNAVAILABLE, Command, Exit, SandboxError
 from .order import order
 from .protocol import (
     ENDED,
     ENDED_BODY,
+    ENTERED,
     FOLDERS,
     GO,
     HELD,
     HELD_BODY,
     JOB,
     KILL_ALL,
+    MAPPED,
     MAX_MESSAGE,
     READY,
     REPORT,
@@ -48,8 +50,6 @@ BOOT = (
     "from shell_service.sandbox.launcher import main; main(int(sys.argv[2]))"
 )
 SOURCE = Path(__file__).resolve().parent.parent.parent
-
-UNAVAILABLE = "The sandbox for this job could not be made."
 
 
 class Process:
@@ -152,9 +152,16 @@ class Launcher:
     """A user's launcher process; started when first needed, and again when it has died."""
 
     def __init__(
-        self, setup: Setup, filters: Sequence[int], on_use: Callable[[Launcher], None], idle_seconds: float
+        self,
+        setup: Setup,
+        filters: Sequence[int],
+        map_user: Callable[[int], Awaitable[None]],
+        on_use: Callable[[Launcher], None],
+        idle_seconds: float,
     ) -> None:
-        self._setup, self._filters, self._on_use, self._idle_seconds = setup, filters, on_use, idle_seconds
+        """`map_user` is given the pid of a launcher that has entered its user namespace, if `setup` says so."""
+        self._setup, self._filters, self._map_user = setup, filters, map_user
+        self._on_use, self._idle_seconds = on_use, idle_seconds
         self._numbers = itertools.count(1)
         self._starting = 0
         self._jobs: dict[int, Process | None] = {}
@@ -242,8 +249,7 @@ class Launcher:
         kept.callback(os.close, read)
         given.callback(os.close, write)
         os.set_blocking(read, False)
-        if self._setup.uid != os.geteuid():
-            os.fchown(write, self._setup.uid, self._setup.uid)  # so that the job can open /dev/stdout
+        os.fchmod(write, 0o622)  # whoever the job is, it can open /dev/stdout; nobody else can reach it
         with contextlib.suppress(OSError):
             fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
         return read, write
@@ -274,6 +280,10 @@ class Launcher:
             socket.send_fds(ours, [self._setup.pack()], self._filters)
             async with asyncio.timeout(PATIENCE):
                 answer = await loop.sock_recv(ours, MAX_MESSAGE)
+                if answer == ENTERED:
+                    await self._map_user(self._process.pid)
+                    ours.send(MAPPED)
+                    answer = await loop.sock_recv(ours, MAX_MESSAGE)
             if answer[:1] != READY:
                 raise SandboxError(UNAVAILABLE, answer[1:].decode(errors="replace") or "the launcher died at its start")
         except BaseException as error:

@@ -2,7 +2,8 @@
 
 On the launcher's control socket (SEQPACKET, so a message is a datagram that arrives in order):
 
-- first SETUP to the launcher, with the system call filters as descriptors, answered by READY or FAILED;
+- first SETUP to the launcher, with the system call filters as descriptors, answered by READY or FAILED; in between,
+  where the runner has to map the launcher's user, by ENTERED, to which the runner says MAPPED;
 - then START with the descriptors of one job, and TERMINATE; answered, when all of a job is gone, by ENDED.
 
 On a job's own socket: its init sends HELD, with a pidfd of itself and the job's file systems, or FAILED; the runner
@@ -17,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-READY, FAILED, START, TERMINATE, ENDED, HELD, GO, REPORT = (bytes([kind]) for kind in range(1, 9))
+READY, FAILED, ENTERED, MAPPED, START, TERMINATE, ENDED, HELD, GO, REPORT = (bytes([kind]) for kind in range(1, 11))
 MAX_MESSAGE = 4096
 #: What a job can write to: each is a file system of its own, in memory. Their descriptors come with HELD.
 FOLDERS = ("/job", "/tmp", "/dev/shm")
@@ -30,19 +31,20 @@ HELD_BODY = struct.Struct("<iQ")  # pid, start time
 # Wait status, when that was on the monotonic clock, CPU seconds, largest resident set in bytes, bytes written.
 REPORT_BODY = struct.Struct("<iddqq")
 ENDED_BODY = struct.Struct("<Qdq")  # the job's number; CPU seconds and largest resident set, the init's included
-_SETUP = struct.Struct("<3Q")
+_SETUP = struct.Struct("<?4Q")
 _ORDER = struct.Struct("<7IQ")
 _LIMIT = struct.Struct("<IQQ")
 
 
 class Setup:
-    """What a launcher is told once: the user and group that jobs run as, and sizes in bytes."""
+    """What a launcher is told once: the user and group that jobs run as, whether the runner maps them, and sizes."""
 
-    def __init__(self, uid: int, tmp_size: int, shm_size: int) -> None:
-        self.uid, self.tmp_size, self.shm_size = uid, tmp_size, shm_size
+    def __init__(self, mapped: bool, uid: int, gid: int, tmp_size: int, shm_size: int) -> None:
+        self.mapped, self.uid, self.gid = mapped, uid, gid
+        self.tmp_size, self.shm_size = tmp_size, shm_size
 
     def pack(self) -> bytes:
-        return _SETUP.pack(self.uid, self.tmp_size, self.shm_size)
+        return _SETUP.pack(self.mapped, self.uid, self.gid, self.tmp_size, self.shm_size)
 
     @classmethod
     def unpack(cls, data: bytes) -> Setup:

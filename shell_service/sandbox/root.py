@@ -11,6 +11,10 @@ import struct
 from . import kernel
 from .kernel import MS_BIND, MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_RDONLY, MS_REC
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 #: Inside the launcher: the jobs' root. The host's /proc stands beside it, as a new one can be mounted only then.
 ROOT = b"/root"
 
@@ -36,11 +40,44 @@ PROGRAMS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 TARGETS = ("proc", "job", "tmp", "dev/shm", "run/job")
 
 
-def enter(uid: int) -> None:
-    """Moves this process into namespaces of its own with the prepared root, and makes it `uid`. Raises OSError."""
-    privileged = os.geteuid() == 0
-    if not privileged:
-        _become_root_within()
+def enter(uid: int, gid: int) -> None:
+    """Moves this process into namespaces of its own with the prepared root. Raises OSError.
+
+    In them it is root, but outside, where root does this, `uid` and `gid`, else whoever it was.
+    """
+    if os.geteuid() == 0:
+        _enter_files(privileged=True)
+        _become(uid, gid)
+        _be_root_within()
+    else:
+        _be_root_within()
+        _enter_files(privileged=False)
+
+
+def enter_mapped(ask: Callable[[], None]) -> None:
+    """As `enter`, but `ask` has somebody who may do so say which uid root is in the user namespace."""
+    kernel.unshare(kernel.CLONE_NEWUSER)
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # lost with any such change; without it /proc/self is root's
+    ask()
+    _become(0, 0)
+    _enter_files(privileged=False)
+
+
+def _be_root_within() -> None:
+    """Moves this process into a user namespace that knows its own user only, there as root."""
+    uid, gid = os.getuid(), os.getgid()
+    kernel.unshare(kernel.CLONE_NEWUSER)
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
+    map_user(0, uid, gid)
+
+
+def _become(uid: int, gid: int) -> None:
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+
+
+def _enter_files(privileged: bool) -> None:
     kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWNET)
     kernel.mount(None, b"/", None, MS_REC | MS_PRIVATE)
     base = b"/tmp"  # any folder that exists on every machine; nothing is taken from it
@@ -51,19 +88,6 @@ def enter(uid: int) -> None:
     kernel.change_root(base)
     _loopback_up()
     _keep_no_time_wait()
-    if privileged:
-        os.setgroups([])
-        os.setresgid(uid, uid, uid)
-        os.setresuid(uid, uid, uid)
-        _become_root_within()
-
-
-def _become_root_within() -> None:
-    """Moves this process into a user namespace that knows its own user only, there as root."""
-    uid, gid = os.getuid(), os.getgid()
-    kernel.unshare(kernel.CLONE_NEWUSER)
-    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # lost with any such change; without it /proc/self is root's
-    map_user(0, uid, gid)
 
 
 def map_user(inside: int, uid: int, gid: int, proc: int | None = None) -> None:

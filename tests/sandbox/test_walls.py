@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import signal
 import socket
 from dataclasses import replace
@@ -13,7 +14,7 @@ from pathlib import Path
 import pyseccomp
 import pytest
 
-from shell_service.sandbox import seccomp
+from shell_service.sandbox import SandboxError, seccomp
 from tests.sandbox.support import (
     LIMITS,
     OPTIONS,
@@ -71,20 +72,51 @@ def test_who_one_is() -> None:
     assert lines("id -un; hostname; pwd; cat /proc/self/oom_score_adj; umask") == ["job", "job", "/job", "1000", "0022"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's jobs all run as that user")
-def test_each_user_has_a_uid_of_its_own() -> None:
-    async def main() -> list[str]:
-        uids: list[str] = []
+def expected_ids(kind: str, user: int) -> tuple[set[str], set[str]]:
+    """The uid and gid that this machine is to see of a user's jobs."""
+    if kind == "own":
+        return ({str(OPTIONS.uid_base + user)},) * 2
+    if kind == "shared":
+        return {str(os.geteuid())}, {str(os.getegid())}
+    name = pwd.getpwuid(os.geteuid()).pw_name
+    texts = (Path("/etc", file).read_text() for file in ("subuid", "subgid"))
+    first = [int(line.split(":")[1]) for text in texts for line in text.splitlines() if line.startswith(f"{name}:")]
+    return {str(first[0] + user)}, {str(first[1] + user)}
+
+
+def script_of(pid: int) -> int:
+    """The only child of a job's init."""
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+
+
+def test_each_user_has_a_uid_of_its_own_where_that_can_be() -> None:
+    async def main() -> None:
         async with sandbox() as made:
+            kind = made.facts()["uids"]
             for user in (1, 2):
-                process = await (await made.prepare(user)).start(command("/bin/sh", b""))
-                for pid in (process.pid, parent(process.pid)):
-                    uids += status_of(pid)["Uid"].split()
+                process = await (await made.prepare(user)).start(command("/bin/sh", b"echo; exec sleep 1000"))
+                process.go()
+                await read_line(process.stdout)
+                seen = [status_of(pid) for pid in (script_of(process.pid), process.pid, parent(process.pid))]
                 process.kill()
                 await finish(process)
-        return uids
+                uids, gids, groups = ({n for s in seen for n in s[key].split()} for key in ("Uid", "Gid", "Groups"))
+                assert (uids, gids) == expected_ids(kind, user)
+                assert groups == set() or kind == "shared"
 
-    assert run(main()) == [str(OPTIONS.uid_base + user) for user in (1, 2) for _ in range(8)]
+    run(main())
+
+
+def test_no_uid_is_left_for_a_user_beyond_the_range() -> None:
+    async def main() -> None:
+        async with sandbox(uid_base=2**32 - 10) as made:
+            assert made.facts()["uids"] == "shared" or await made.prepare(3)
+            beyond = 100_000_000 if os.geteuid() else 9
+            if made.facts()["uids"] != "shared":
+                with pytest.raises(SandboxError, match="no uid left for this user"):
+                    await made.prepare(beyond)
+
+    run(main())
 
 
 def test_what_there_is() -> None:
