@@ -12,6 +12,11 @@ from shell_service.limits import JobLimits
 from .command import Command, SandboxError
 from .protocol import Order
 
+#: Of linux/resource.h; Python has no name for it.
+RLIMIT_SIGPENDING = 11
+#: Timers, and signals that wait: each takes some hundred bytes of kernel memory that counts as no process's.
+MAX_SIGNALS = 1024
+
 ENV = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "HOME": "/job",
@@ -57,6 +62,7 @@ def _kernel_limits(limits: JobLimits) -> dict[int, tuple[int, int]]:
         # Stacks of threads and reserved heaps count here, too, whether or not they are ever used.
         resource.RLIMIT_DATA: (2 * limits.memory + (512 << 20),) * 2,
         resource.RLIMIT_NPROC: (limits.processes + max(8, limits.processes // 4),) * 2,
+        RLIMIT_SIGPENDING: (MAX_SIGNALS,) * 2,
     }
     exact = {
         resource.RLIMIT_FSIZE: (limits.file_size,) * 2,
