@@ -6,17 +6,24 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 from baselayer.failpoint import FailPoints
+from shell_service import ends
 from shell_service.capture import Capture
+from shell_service.ends import Ending
 from shell_service.journal import Journal
+from shell_service.mask import Mask
 from shell_service.models import MAX_RETRY_DELAY
-from shell_service.output import OutputStore
+from shell_service.output import OutputStore, Stream
 from shell_service.queue import Claim, Fenced, Result
+from shell_service.room import Memory
 from shell_service.sandbox import Command, Exit, Process, Sandbox, SandboxError
-from shell_service.settings import Jobs
+from shell_service.sandbox.cgroup import Group, Groups
+from shell_service.sandbox.gauge import Gauge, Usage, Watch
+from shell_service.sandbox.tree import Tree
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +38,35 @@ class NotBegun(Exception):
         self.result = result
 
 
+@dataclass(frozen=True)
+class Means:
+    """What the attempts of one runner share."""
+
+    #: The runner's name.
+    runner: str
+    #: Paths of interpreters by their names.
+    shells: Mapping[str, str]
+    #: Seconds between SIGTERM and SIGKILL.
+    kill_grace: float
+    sandbox: Sandbox
+    outputs: OutputStore
+    journal: Journal
+    gauge: Gauge
+    #: None where the kernel cannot hold limits for a job as a whole.
+    groups: Groups | None
+    memory: Memory
+    #: The values of the secrets that a job is given, by their names; of those that there are.
+    read_secrets: Callable[[Claim], Awaitable[Mapping[str, bytes]]]
+    failpoints: FailPoints
+
+    def close(self) -> None:
+        """When the last attempt has ended."""
+        self.gauge.close()
+        self.memory.close()
+        if self.groups:
+            self.groups.close()
+
+
 class Attempt:
     """One attempt.
 
@@ -38,29 +74,16 @@ class Attempt:
     script begins only if the database says that it may have.
     """
 
-    def __init__(
-        self,
-        claim: Claim,
-        interpreter: str | None,
-        limits: Jobs,
-        sandbox: Sandbox,
-        outputs: OutputStore,
-        journal: Journal,
-        failpoints: FailPoints,
-        runner: str,
-    ) -> None:
+    def __init__(self, claim: Claim, means: Means) -> None:
         self.claim = claim
         self.fenced = Fenced(claim.job_id, claim.fence)
-        self._interpreter = interpreter
-        self._limits = limits
-        self._sandbox = sandbox
-        self._outputs = outputs
-        self._journal = journal
-        self._failpoints = failpoints
-        self._runner = runner
+        self._means = means
+        self._secrets: Mapping[str, bytes] = {}
         self._process: Process | None = None
+        self._group: Group | None = None
+        self._captures: tuple[Capture, ...] = ()
         self._began: float | None = None
-        self._ending: tuple[str, str] | None = None  # the status and reason that a signal of ours stands for
+        self._ending: tuple[Ending, float] | None = None  # what a signal of ours stands for, and when it was sent
         self._timers: list[asyncio.TimerHandle] = []
 
     async def run(self, mark_started: Callable[[Fenced], Awaitable[bool]]) -> Result | None:
@@ -70,86 +93,127 @@ class Attempt:
         """
         marking = asyncio.ensure_future(mark_started(self.fenced))
         try:
-            process = await self._start()
-        except ValueError as error:
-            await marking
-            return self._result("FAILED", str(error))
-        except (SandboxError, OSError) as error:
-            logger.error("job %s: %s", self.claim.job_id.hex, getattr(error, "detail", error))
-            await marking
-            raise NotBegun(str(error), self._result("FAILED", str(error))) from error
-        try:
+            try:
+                process = await self._start()
+            except ValueError as error:
+                await marking
+                return self._result(("FAILED", str(error)))
+            except (SandboxError, OSError) as error:
+                logger.error("job %s: %s", self.claim.job_id.hex, getattr(error, "detail", error))
+                await marking
+                raise NotBegun(str(error), self._result(("FAILED", str(error)))) from error
             if not await marking:
                 return None
-            self._failpoints.reach("runner.started")
+            self._means.failpoints.reach("runner.started")
             return await self._let_run(process)
         finally:
-            self._close(process)
+            self._close()
 
     async def _start(self) -> Process:
-        if self._interpreter is None:
-            raise ValueError(f"This runner does not have the interpreter {self.claim.shell}.")
-        claim = self.claim
-        command = Command(
-            self._interpreter,
-            claim.code.encode(),
-            tuple(claim.args),
-            claim.env,
-            claim.stdin.encode(),
-            limits=claim.limits,
-        )
-        launcher = await self._sandbox.prepare(claim.user_id)
+        claim, means = self.claim, self._means
+        command = await self._command()
+        launcher = await means.sandbox.prepare(claim.user_id)
         process = self._process = await launcher.start(command)
-        self._failpoints.reach("runner.held")
-        create = partial(self._outputs.create, claim.job_id, claim.attempt)
-        most = claim.limits.output
-        self._captures = (
-            Capture(process.stdout, partial(create, "stdout"), most),
-            Capture(process.stderr, partial(create, "stderr"), most),
-        )
+        means.failpoints.reach("runner.held")
+        if means.groups:
+            try:
+                self._group = means.groups.make(claim.fence, claim.limits)
+                means.failpoints.reach("runner.grouped")
+                self._group.enter(process.pid)
+            except OSError as error:
+                raise SandboxError("The limits of this job could not be set.", f"its control group: {error}") from error
+        self._captures = self._capture("stdout", process.stdout), self._capture("stderr", process.stderr)
         return process
 
+    async def _command(self) -> Command:
+        """What is run. Raises ValueError where that cannot be."""
+        claim = self.claim
+        interpreter = self._means.shells.get(claim.shell)
+        if interpreter is None:
+            raise ValueError(f"This runner does not have the interpreter {claim.shell}.")
+        if claim.secrets:
+            self._secrets = await self._means.read_secrets(claim)
+        for name in claim.secrets:
+            if name not in self._secrets:
+                raise ValueError(f"The secret {name} does not exist any more.")
+        env = dict(claim.env)
+        if claim.secrets_in_env:
+            for name, value in self._secrets.items():
+                if b"\0" in value:
+                    raise ValueError(f"The secret {name} cannot be a variable: it holds a NUL character.")
+                env[name] = value.decode(errors="surrogateescape")
+        return Command(
+            interpreter,
+            claim.code.encode(),
+            tuple(claim.args),
+            env,
+            claim.stdin.encode(),
+            self._secrets,
+            limits=claim.limits,
+        )
+
+    def _capture(self, stream: Stream, pipe: int) -> Capture:
+        claim = self.claim
+        mask = Mask(self._secrets.values()) if self._secrets else None
+        create = partial(self._means.outputs.create, claim.job_id, claim.attempt, stream)
+        return Capture(pipe, create, claim.limits.output, mask)
+
     async def _let_run(self, process: Process) -> Result:
+        claim, means = self.claim, self._means
         try:
-            self._journal.begin(self.claim.job_id, self.claim.fence, process.pid, process.start_time)
+            means.journal.begin(claim.job_id, claim.fence, process.pid, process.start_time)
         except OSError as error:
             raise NotBegun(f"the start could not be noted: {error.strerror}") from error
-        self._failpoints.reach("runner.journaled")
+        means.failpoints.reach("runner.journaled")
+        watch = self._watch(process)
+        kills = means.memory.kills()
         self._began = time.monotonic()
         process.go()
-        self._failpoints.reach("runner.running")
-        self._later(self.claim.timeout, self.end, "TIMEOUT", f"stopped after its timeout of {self.claim.timeout:g} s")
+        means.failpoints.reach("runner.running")
+        self._later(claim.timeout, self.end, ends.timed_out(claim.timeout))
         if self._ending:  # asked for while it was held
             self._signal(process)
         exit_ = await process.wait()
         wall = time.monotonic() - self._began
         self._stop_timers()  # what comes late changes nothing
-        ending = self._ending
+        watch.stop()
+        used = watch.most.most(Usage(0, exit_.cpu_seconds, exit_.peak_memory_bytes))
         for capture in self._captures:
             await capture.finish(_DRAIN_OUTPUT)
-        self._failpoints.reach("runner.exited")
-        result = self._result_of(exit_, wall, ending)
-        self._journal.end(result)
-        self._failpoints.reach("runner.result")
+        means.failpoints.reach("runner.exited")
+        result = self._result_of(exit_, wall, used, means.memory.kills() > kills)
+        means.journal.end(result)
+        means.failpoints.reach("runner.result")
         return result
 
-    def end(self, status: str, reason: str) -> None:
+    def _watch(self, process: Process) -> Watch:
+        def on_passed(limit: str, used: Usage) -> None:
+            ending = ends.passed(limit, used, self.claim.limits)
+            if ending[0] == "TIMEOUT":  # as with its other limit of time it may clean up
+                self.end(ending)
+            else:
+                self.kill(ending)
+
+        source = self._group or Tree(process.pid, process.file_systems)
+        return self._means.gauge.watch(source, self.claim.limits, on_passed)
+
+    def end(self, ending: Ending) -> None:
         """Ask the job to end, and after the grace time end it; that will be how it ended. The first asker counts."""
         if self._ending is None:
-            self._ending = status, reason
+            self._ending = ending, time.monotonic()
             if self._process and self._began is not None:
                 self._signal(self._process)
 
-    def kill(self, status: str, reason: str) -> None:
+    def kill(self, ending: Ending) -> None:
         """End the job at once."""
-        self._ending = self._ending or (status, reason)
+        self._ending = self._ending or (ending, time.monotonic())
         if self._process:
             self._process.kill()
 
     def _signal(self, process: Process) -> None:
         process.terminate()
-        self._failpoints.reach("runner.terminated")
-        self._later(self._limits.kill_grace, process.kill)
+        self._means.failpoints.reach("runner.terminated")
+        self._later(self._means.kill_grace, process.kill)
 
     def _later(self, seconds: float, call: Callable[..., None], *args: object) -> None:
         self._timers.append(asyncio.get_running_loop().call_later(seconds, call, *args))
@@ -158,38 +222,44 @@ class Attempt:
         for timer in self._timers:
             timer.cancel()
 
-    def _close(self, process: Process) -> None:
+    def _close(self) -> None:
         self._stop_timers()
-        process.kill()  # nothing is left when it has ended by itself
+        if self._process:
+            self._process.kill()  # nothing is left when it has ended by itself
         for capture in self._captures:
             capture.close()
+        if self._group:
+            self._group.close()
 
-    def _result_of(self, exit_: Exit, wall: float, ending: tuple[str, str] | None) -> Result:
-        name = signal.Signals(exit_.signal).name if exit_.signal else None
-        if ending:
-            status, reason = ending
-        elif exit_.lost:
-            status, reason = "NODE_FAIL", "the process that held its sandbox died"
-        elif name:
-            status, reason = "FAILED", f"killed by {name} from inside"
-        else:
-            status, reason = ("FAILED" if exit_.return_code else "COMPLETED"), f"exit code {exit_.return_code}"
+    def _result_of(self, exit_: Exit, wall: float, used: Usage, machine_out_of_memory: bool) -> Result:
+        limits, over_memory = self.claim.limits, False
+        if self._group:
+            told = self._group.end()
+            used, over_memory = used.most(told.used), told.out_of_memory
+        ending = self._ending and self._ending[0]
+        if self._ending and exit_.ended_at is not None and exit_.ended_at < self._ending[1]:
+            ending = None  # it was faster
+        if ending is None:
+            ending = ends.by_itself(ends.Known(exit_, limits, used, over_memory, machine_out_of_memory))
         stdout, stderr = self._captures
         return self._result(
-            status,
-            reason,
+            ending,
             return_code=exit_.return_code,
-            signal=name,
+            signal=signal.Signals(exit_.signal).name if exit_.signal else None,
             wall_seconds=round(wall, 6),
-            cpu_seconds=round(exit_.cpu_seconds, 6),
-            peak_memory_bytes=exit_.peak_memory_bytes,
+            cpu_seconds=round(used.cpu_seconds, 6),
+            peak_memory_bytes=used.memory,
+            written_bytes=exit_.written_bytes,
             stdout_bytes=stdout.size,
             stderr_bytes=stderr.size,
             output_truncated=stdout.truncated or stderr.truncated,
         )
 
-    def _result(self, status: str, reason: str, **figures: object) -> Result:
-        claim, retry_in = self.claim, None
+    def _result(self, ending: Ending, **figures: object) -> Result:
+        claim, retry_in, (status, reason) = self.claim, None, ending
+        if self._secrets:
+            reason = Mask(self._secrets.values()).text(reason)
         if status in ("FAILED", "TIMEOUT") and claim.attempt <= claim.retries:
             retry_in = min(MAX_RETRY_DELAY, claim.retry_delay * 2.0 ** (claim.attempt - 1))
-        return Result(claim.job_id, claim.fence, status, reason, self._runner, retry_in=retry_in, **figures)  # type: ignore[arg-type]
+        whose = (claim.job_id, claim.fence, status, reason, self._means.runner)
+        return Result(*whose, retry_in=retry_in, **figures)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,21 +22,20 @@ from baselayer.database import Database
 from baselayer.failpoint import FailPoints
 from baselayer.listener import Listener
 from baselayer.waiting import insist, repeat, wait_for
-from shell_service import disk, liveness, queue
-from shell_service.attempt import Attempt, NotBegun
+from shell_service import ends, liveness, queue, room
+from shell_service.attempt import Attempt, Means, NotBegun
 from shell_service.journal import Journal
 from shell_service.output import OutputStore
 from shell_service.queue import Claim, Fenced, Result
 from shell_service.sandbox import Sandbox, kill_leftover
+from shell_service.sandbox.cgroup import Groups
+from shell_service.sandbox.gauge import Gauge
 from shell_service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 _NO_HURRY = 0.005  # seconds before a slot is offered that was free anyway
 _LAST_REPORTS = 5.0  # seconds for what is to be told when the last job has been ended
-_STOPPED = ("NODE_FAIL", "the runner was stopped while the script ran")
-_NOT_OURS = ("NODE_FAIL", "the job was given to others")
-_CANCELLED = ("CANCELLED", "cancelled")
 
 
 class Runner:
@@ -47,20 +46,38 @@ class Runner:
         settings: Settings,
         database: Database,
         sandbox: Sandbox,
+        groups: Groups | None,
         shells: dict[str, str],
+        read_secrets: Callable[[Claim], Awaitable[Mapping[str, bytes]]],
         folder: Path,
         host: str,
         name: str,
         failpoints: FailPoints,
     ) -> None:
-        """`folder` holds the journal; `host` and `name` say which runner this is, over restarts."""
+        """`folder` holds the journal; `host` and `name` say which runner this is, over restarts.
+
+        The rest is told in `Means`.
+        """
         self._folders = (settings.output_dir, folder)
         self._settings = settings
         self._database = database
         self._sandbox = sandbox
-        self._shells = shells
-        self._outputs = OutputStore(settings.output_dir)
+        self._groups = groups
         self._journal = Journal(folder / "journal")
+        self._memory = room.Memory()
+        self._means = Means(
+            name,
+            shells,
+            settings.jobs.kill_grace,
+            sandbox,
+            OutputStore(settings.output_dir),
+            self._journal,
+            Gauge(),
+            groups,
+            self._memory,
+            read_secrets,
+            failpoints,
+        )
         self._host = host
         self._name = name
         self._failpoints = failpoints
@@ -89,6 +106,7 @@ class Runner:
             await self._work(stop, hurry)
         entering.cancel()
         await self._sandbox.close()
+        self._means.close()
         try:
             if self._id:
                 await self._database.run(liveness.leave, self._id, self._incarnation)
@@ -133,6 +151,8 @@ class Runner:
         for item in leftovers.values():
             if kill_leftover(item.pid, item.start_time):
                 logger.warning("job %s was still running: killed", item.job_id.hex)
+        if self._groups:
+            await asyncio.to_thread(self._groups.reap)
         await self._register(self._incarnation)  # from here on the predecessor can claim nothing
         rows = await insist(lambda: self._database.run(liveness.running_of, self._id), "looking for jobs left")
         # NODE_FAIL is what the predecessor did to a script as it drained: lost like the others, and maybe requeued.
@@ -172,7 +192,12 @@ class Runner:
 
     def _obstacle(self) -> str | None:
         """Why no jobs can be taken now, if so."""
-        return self._problem or disk.shortage(self._folders, self._settings.runner.min_free)
+        options = self._settings.runner
+        return (
+            self._problem
+            or room.disk_shortage(self._folders, options.min_free)
+            or self._memory.shortage(options.min_free_memory)
+        )
 
     def _look_for_obstacles(self) -> str | None:
         """As `_obstacle`, and says so in the log when there is another one than before, or none any more."""
@@ -195,7 +220,7 @@ class Runner:
             for attempt in self._attempts.values():
                 if attempt.claim.job_id.hex == payload:
                     self._failpoints.reach("runner.cancel_heard")
-                    attempt.end(*_CANCELLED)
+                    attempt.end(ends.CANCELLED)
 
         return Listener(self._database.url, {"ready": woken, "cancel": cancelled}, on_connect=woken)
 
@@ -228,17 +253,7 @@ class Runner:
         return len(claims)
 
     def _begin(self, claim: Claim) -> None:
-        attempt = Attempt(
-            claim,
-            self._shells.get(claim.shell),
-            self._settings.jobs,
-            self._sandbox,
-            self._outputs,
-            self._journal,
-            self._failpoints,
-            self._name,
-        )
-        self._attempts[claim.fence] = attempt
+        attempt = self._attempts[claim.fence] = Attempt(claim, self._means)
         task = asyncio.create_task(self._run(attempt))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -259,7 +274,7 @@ class Runner:
         except Exception:
             # Never expected. The claim stays in the database, and the next look at it finds that nobody here has it.
             logger.exception("job %s", attempt.claim.job_id.hex)
-            attempt.kill(*_NOT_OURS)
+            attempt.kill(ends.NOT_OURS)
         finally:
             self._attempts.pop(fence, None)
             self._look_again()
@@ -317,9 +332,9 @@ class Runner:
             row = rows.get(fence)
             if row is None and fence in self._attempts:
                 logger.warning("job %s is not ours any more: killed", attempt.claim.job_id.hex)
-                attempt.kill(*_NOT_OURS)
+                attempt.kill(ends.NOT_OURS)
             elif row and row.cancel_requested:
-                attempt.end(*_CANCELLED)
+                attempt.end(ends.CANCELLED)
         strangers = {fence for fence in rows if fence not in here and fence not in self._attempts}
         stay = [Fenced(rows[fence].job_id, fence) for fence in strangers & self._strangers]
         if stay:  # seen twice: no answer to a claim can still be on its way
@@ -334,7 +349,7 @@ class Runner:
                 return  # a claim and a heartbeat learn of it at the same time
             logger.error("declared gone: ending %d jobs", len(self._attempts))
             for attempt in list(self._attempts.values()):
-                attempt.kill(*_NOT_OURS)
+                attempt.kill(ends.NOT_OURS)
             if not self._draining:
                 successor = uuid.uuid4()
                 self._journal.enter(successor)
@@ -350,11 +365,11 @@ class Runner:
         if left:
             logger.warning("ending %d jobs that are still running", len(left))
             for attempt in left:
-                attempt.end(*_STOPPED)
+                attempt.end(ends.STOPPED)
             await self._all_ended(self._settings.jobs.kill_grace + _LAST_REPORTS, hurry)
         if hurry.is_set():
             for attempt in list(self._attempts.values()):
-                attempt.kill(*_STOPPED)
+                attempt.kill(ends.STOPPED)
             await self._all_ended(_LAST_REPORTS, asyncio.Event())
 
     async def _all_ended(self, seconds: float, hurry: asyncio.Event) -> None:

@@ -125,6 +125,7 @@ class Runner:
     lost_after: float
     poll_seconds: float
     min_free: Bytes
+    min_free_memory: Bytes
 
 
 @dataclass(frozen=True)

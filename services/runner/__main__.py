@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import hashlib
+import logging
 import os
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -19,9 +22,13 @@ from baselayer.failpoint import FailPoints
 from services.options import config_option
 from services.ready import schema_is_current
 from shell_service import shells
+from shell_service.queue import Claim
 from shell_service.runner import Runner
-from shell_service.sandbox import Sandbox
+from shell_service.sandbox import Sandbox, cgroup
+from shell_service.sandbox.cgroup import Groups
 from shell_service.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 @click.command()
@@ -34,7 +41,8 @@ def main(settings: Settings, process: int) -> None:
     folder = settings.data_dir / "runner" / name
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = hold(folder)
-    uvloop.run(serve(settings, folder, name))
+    groups = control_groups(folder, name)
+    uvloop.run(serve(settings, folder, name, groups))
     os.close(lock)
 
 
@@ -48,7 +56,16 @@ def hold(folder: Path) -> int:
     return lock
 
 
-async def serve(settings: Settings, folder: Path, name: str) -> None:
+def control_groups(folder: Path, name: str) -> Groups | None:
+    """Those of this runner, where they are delegated to us."""
+    try:
+        return cgroup.claim(f"{name}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]}")
+    except cgroup.NotDelegated as error:
+        logger.info("memory and processes of jobs are watched, not held by the kernel: %s", error)
+        return None
+
+
+async def serve(settings: Settings, folder: Path, name: str, groups: Groups | None) -> None:
     """Run until SIGTERM, then drain; at a second SIGTERM end at once what still runs."""
     stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -57,7 +74,12 @@ async def serve(settings: Settings, folder: Path, name: str) -> None:
     database = Database(settings.database_url, size=3, statement_timeout=settings.database.statement_timeout, wait=10.0)
     offered = shells.available(settings.shells)
     sandbox = Sandbox(settings.sandbox)
-    runner = Runner(settings, database, sandbox, offered, folder, socket.gethostname(), name, FailPoints())
+
+    async def read_secrets(claim: Claim) -> Mapping[str, bytes]:
+        return {}
+
+    host = socket.gethostname()
+    runner = Runner(settings, database, sandbox, groups, offered, read_secrets, folder, host, name, FailPoints())
     if await schema_is_current(database, stop):
         await runner.run(stop, hurry)
 

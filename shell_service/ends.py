@@ -1,0 +1,95 @@
+"""How attempts end: what is said of it, from what is known.
+
+A job's own end counts whenever it came first. Memory and time are only named where they ended it.
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+
+from shell_service.limits import JobLimits
+from shell_service.sandbox import Exit
+from shell_service.sandbox.gauge import Usage
+
+Ending = tuple[str, str]  # a job's status, and the reason for it
+
+STOPPED: Ending = ("NODE_FAIL", "the runner was stopped while the script ran")
+NOT_OURS: Ending = ("NODE_FAIL", "the job was given to others")
+CANCELLED: Ending = ("CANCELLED", "cancelled")
+
+_WORDS = {
+    "memory": ("OUT_OF_MEMORY", "of memory used"),
+    "processes": ("FAILED", "processes wanted"),
+    "cpu_seconds": ("TIMEOUT", "of processor time used"),
+}
+
+
+@dataclass(frozen=True)
+class Known:
+    """What there is to know of a job that ended by itself."""
+
+    exit: Exit
+    limits: JobLimits
+    used: Usage
+    #: Whether the kernel ended it for its limit of memory, or some job as the machine had none left.
+    over_memory: bool
+    machine_out_of_memory: bool
+
+
+def timed_out(timeout: float) -> Ending:
+    """The end of a job that took more than `timeout` seconds."""
+    return "TIMEOUT", f"stopped after its timeout of {said('timeout', timeout)}"
+
+
+def passed(limit: str, used: Usage, limits: JobLimits) -> Ending:
+    """The end of a job that was stopped because it passed this limit."""
+    return _WORDS[limit][0], f"stopped: {_excess(limit, used, limits)}"
+
+
+def by_itself(known: Known) -> Ending:
+    """The end of a job that nobody stopped, but maybe the kernel."""
+    exit_, limits, used = known.exit, known.limits, known.used
+    if exit_.lost:
+        return "NODE_FAIL", "the process that held its sandbox died"
+    if exit_.return_code == 0:
+        return "COMPLETED", "exit code 0"
+    if known.over_memory:
+        return passed("memory", used, limits)
+    killed = exit_.signal and signal.Signals(exit_.signal)
+    if killed == signal.SIGKILL and known.machine_out_of_memory:
+        return "OUT_OF_MEMORY", "the machine ran out of memory"
+    how = f"killed by {killed.name} from inside" if killed else f"exit code {exit_.return_code}"
+    if limit := used.passed(limits):  # between two looks
+        return _WORDS[limit][0], f"{how}; {_excess(limit, used, limits)}"
+    if killed == signal.SIGXFSZ:
+        return "FAILED", f"killed by SIGXFSZ: a file larger than {said('file_size', limits.file_size)} wanted"
+    for path, size in exit_.full.items():
+        how += f"; its {'disk' if path == '/job' else path} was full: {said('disk', size)}"
+    return "FAILED", how
+
+
+def _excess(limit: str, used: Usage, limits: JobLimits) -> str:
+    reached, allowed = said(limit, getattr(used, limit)), said(limit, getattr(limits, limit))
+    if getattr(used, limit) <= getattr(limits, limit) or reached == allowed:
+        reached = f"more than {allowed}"  # as far as digits, or looks, tell
+    return f"{reached} {_WORDS[limit][1]}, {allowed} allowed"
+
+
+def said(name: str, value: float) -> str:
+    """The value of a limit for people, rounded: ``1.2 GiB``, ``0.3 s``, ``64``."""
+    if name in ("timeout", "cpu_seconds"):
+        return f"{_plain(value, 3 if value < 10 else 1)} s"
+    if name == "processes":
+        return _plain(value, 0)
+    unit = "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{_plain(value, 1)} {unit}"
+
+
+def _plain(value: float, digits: int) -> str:
+    text = f"{value:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -1,0 +1,129 @@
+"""What running jobs use, and the end of those that use more than they may.
+
+Where the kernel does not hold a limit for a job as a whole, the runner looks. One thread looks at all jobs; one that
+lives for less than 50 ms costs nothing. A job can be over its limit between two looks, which are therefore the closer
+together the sooner it could get there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+from shell_service.limits import JobLimits
+
+logger = logging.getLogger(__name__)
+
+_FIRST = 0.05  # seconds until the first look
+_SHORTEST, _LONGEST = 0.01, 0.2  # seconds between looks, as long as a look takes little
+_SHARE = 0.05  # of a processor that looks at one job may take
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a job uses as a whole: processes and threads now, seconds of processor time so far, bytes of memory now."""
+
+    processes: int = 0
+    cpu_seconds: float = 0.0
+    memory: int = 0
+
+    def most(self, other: Usage) -> Usage:
+        """The larger of each."""
+        return Usage(
+            max(self.processes, other.processes),
+            max(self.cpu_seconds, other.cpu_seconds),
+            max(self.memory, other.memory),
+        )
+
+    def passed(self, limits: JobLimits) -> str | None:
+        """The name of a limit that this is beyond."""
+        if self.memory > limits.memory:
+            return "memory"
+        if self.processes > limits.processes:
+            return "processes"
+        return "cpu_seconds" if self.cpu_seconds >= limits.cpu_seconds else None
+
+
+class Source(Protocol):
+    """Something that can tell what a job uses."""
+
+    def read(self, enough: int) -> Usage:
+        """What it uses now; where it takes effort to tell exactly, that is made for more memory than `enough`."""
+
+
+class Gauge:
+    """The thread that looks."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "gauge")
+
+    def watch(self, source: Source, limits: JobLimits, on_passed: Callable[[str, Usage], None]) -> Watch:
+        """Look at a job from now on, and tell once of a limit that it has passed: its name, and what was used then."""
+        return Watch(self._thread, source, limits, on_passed)
+
+    def close(self) -> None:
+        """Look at nothing any more."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+class Watch:
+    """The looks at one job."""
+
+    def __init__(
+        self,
+        thread: ThreadPoolExecutor,
+        source: Source,
+        limits: JobLimits,
+        on_passed: Callable[[str, Usage], None],
+    ) -> None:
+        self.most = Usage()
+        self._thread, self._source, self._limits, self._on_passed = thread, source, limits, on_passed
+        self._task: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(_FIRST, self._begin)
+
+    def stop(self) -> None:
+        """What a look that is under way will tell is of no interest any more."""
+        self._timer.cancel()
+        if self._task:
+            self._task.cancel()
+
+    def _begin(self) -> None:
+        self._task = asyncio.create_task(self._look())
+
+    async def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        last, before = Usage(), time.monotonic() - _FIRST
+        while True:
+            try:
+                usage, cost = await loop.run_in_executor(self._thread, _read, self._source, self._limits.memory)
+            except Exception:  # never expected; a job must not go unwatched for it
+                logger.exception("looking at a job")
+                usage, cost = last, 0.0
+            self.most = self.most.most(usage)
+            if name := usage.passed(self._limits):
+                return self._on_passed(name, usage)
+            now = time.monotonic()
+            wish = min(_LONGEST, _until(self._limits, last, usage, now - before) / 2)
+            last, before = usage, now
+            await asyncio.sleep(max(_SHORTEST, wish, cost / _SHARE))
+
+
+def _read(source: Source, enough: int) -> tuple[Usage, float]:
+    """What a job uses, and how many seconds of processor time it took to see that."""
+    began = time.thread_time()
+    return source.read(enough), time.thread_time() - began
+
+
+def _until(limits: JobLimits, last: Usage, usage: Usage, seconds: float) -> float:
+    """Seconds until a limit is reached, if all goes on as since the last look."""
+    left = (
+        (limits.memory - usage.memory, usage.memory - last.memory),
+        (limits.processes - usage.processes, usage.processes - last.processes),
+        (limits.cpu_seconds - usage.cpu_seconds, usage.cpu_seconds - last.cpu_seconds),
+    )
+    return min((room / growth * seconds for room, growth in left if growth > 0), default=_LONGEST)

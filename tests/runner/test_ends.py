@@ -1,0 +1,96 @@
+"""What is said of an end: memory and time are named where they ended a job, and nowhere else."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from typing import Any
+
+import pytest
+
+from shell_service import ends
+from shell_service.sandbox import Exit
+from shell_service.sandbox.gauge import Usage
+from tests.factories import JOB_LIMITS
+
+GiB = 1 << 30
+LIMITS = dataclasses.replace(JOB_LIMITS, memory=GiB, processes=64, cpu_seconds=10, file_size=GiB)
+KILL, XCPU, XFSZ = signal.SIGKILL, signal.SIGXCPU, signal.SIGXFSZ
+
+
+def end(code: int | None = None, number: int | None = None, **known: Any) -> tuple[str, str]:
+    """Of a job that ended so, by itself."""
+    ended = Exit(code, number, 0.0, 0, 0, full=known.pop("full", {}), lost=known.pop("lost", False))
+    facts = {"used": Usage(), "over_memory": False, "machine_out_of_memory": False, **known}
+    return ends.by_itself(ends.Known(ended, LIMITS, **facts))
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (end(0), ("COMPLETED", "exit code 0")),
+        (end(137), ("FAILED", "exit code 137")),
+        (end(None, KILL), ("FAILED", "killed by SIGKILL from inside")),
+        (end(None, KILL, lost=True), ("NODE_FAIL", "the process that held its sandbox died")),
+        (end(None, KILL, machine_out_of_memory=True), ("OUT_OF_MEMORY", "the machine ran out of memory")),
+        (end(1, machine_out_of_memory=True), ("FAILED", "exit code 1")),
+        (end(0, over_memory=True), ("COMPLETED", "exit code 0")),
+        (
+            end(None, KILL, over_memory=True, used=Usage(memory=GiB)),
+            ("OUT_OF_MEMORY", "stopped: more than 1 GiB of memory used, 1 GiB allowed"),
+        ),
+        (
+            end(1, used=Usage(memory=GiB * 6 // 5)),
+            ("OUT_OF_MEMORY", "exit code 1; 1.2 GiB of memory used, 1 GiB allowed"),
+        ),
+        (end(0, used=Usage(memory=2 * GiB)), ("COMPLETED", "exit code 0")),
+        (end(1, used=Usage(memory=GiB)), ("FAILED", "exit code 1")),
+        (
+            end(None, XCPU, used=Usage(cpu_seconds=11.5)),
+            ("TIMEOUT", "killed by SIGXCPU from inside; 11.5 s of processor time used, 10 s allowed"),
+        ),
+        (end(None, XCPU, used=Usage(cpu_seconds=1)), ("FAILED", "killed by SIGXCPU from inside")),
+        (end(2, used=Usage(processes=70)), ("FAILED", "exit code 2; 70 processes wanted, 64 allowed")),
+        (end(None, XFSZ), ("FAILED", "killed by SIGXFSZ: a file larger than 1 GiB wanted")),
+        (end(1, full={"/job": 256 << 20}), ("FAILED", "exit code 1; its disk was full: 256 MiB")),
+        (end(1, full={"/tmp": 64 << 20}), ("FAILED", "exit code 1; its /tmp was full: 64 MiB")),
+        (end(0, full={"/job": 256 << 20}), ("COMPLETED", "exit code 0")),
+    ],
+)
+def test_what_ended_by_itself(found: tuple[str, str], expected: tuple[str, str]) -> None:
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "expected"),
+    [
+        ("memory", Usage(memory=GiB * 6 // 5), ("OUT_OF_MEMORY", "stopped: 1.2 GiB of memory used, 1 GiB allowed")),
+        ("memory", Usage(memory=GiB + 1), ("OUT_OF_MEMORY", "stopped: more than 1 GiB of memory used, 1 GiB allowed")),
+        ("processes", Usage(processes=70), ("FAILED", "stopped: 70 processes wanted, 64 allowed")),
+        (
+            "cpu_seconds",
+            Usage(cpu_seconds=10.04),
+            ("TIMEOUT", "stopped: more than 10 s of processor time used, 10 s allowed"),
+        ),
+    ],
+)
+def test_what_was_stopped(limit: str, used: Usage, expected: tuple[str, str]) -> None:
+    assert ends.passed(limit, used, LIMITS) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("memory", 0, "0 bytes"),
+        ("memory", 1023, "1023 bytes"),
+        ("disk", 1536, "1.5 KiB"),
+        ("memory", 1 << 50, "1024 TiB"),
+        ("timeout", 0.3, "0.3 s"),
+        ("timeout", 0.001, "0.001 s"),
+        ("timeout", 86_400, "86400 s"),
+        ("cpu_seconds", 12.345, "12.3 s"),
+        ("processes", 64, "64"),
+    ],
+)
+def test_values_for_people(name: str, value: float, expected: str) -> None:
+    assert ends.said(name, value) == expected
