@@ -18,7 +18,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote, urlsplit
 
 from baselayer import privilege
 from baselayer.privilege import Account
@@ -49,7 +49,8 @@ def _program_folders() -> list[Path]:
 class Cluster:
     """One embedded server: where it keeps data, socket and password, and whose process it is.
 
-    `name` is both the database and its owner. `account` is set when we are root, which PostgreSQL refuses to be.
+    `name` is both the database and its owner. Where we are root, which PostgreSQL refuses to be, `account` is whose
+    process it is, and `clients` whose the processes are that may reach its socket, besides root's.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Cluster:
     sockets: Path
     password_file: Path
     account: Account | None = None
+    clients: Account | None = None
 
     @property
     def url(self) -> str:
@@ -80,8 +82,10 @@ class Cluster:
         """
         self.make_password()
         self.sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.sockets.chmod(0o700)
-        self._own(self.sockets)
+        if self.account is not None:
+            _chown_tree(self.sockets, Account(self.account.uid, (self.clients or self.account).gid))
+        # A socket made here gets the folder's group: PostgreSQL itself can give it none but its own.
+        self.sockets.chmod(0o2710 if self.clients else 0o700)
         if (self.data / "PG_VERSION").exists():
             self._own(self.data)
             return False
@@ -93,7 +97,7 @@ class Cluster:
         settings = {
             "listen_addresses": "",
             "unix_socket_directories": str(self.sockets),
-            "unix_socket_permissions": "0700",
+            "unix_socket_permissions": "0770" if self.clients else "0700",
             "port": PORT,
             "max_connections": max_connections,
             "shared_buffers": f"{max(1, shared_buffers // 1024)}kB",
@@ -119,6 +123,7 @@ class Cluster:
             "log_timezone": "UTC",
             "log_line_prefix": "%m [%p] %a ",
             "log_checkpoints": "off",
+            "log_min_error_statement": "panic",  # what users send is in statements: not for the log
             "logging_collector": "off",
             "max_logical_replication_workers": 0,
             "update_process_title": "off",
@@ -176,9 +181,14 @@ class Cluster:
             maker,
         )
         verifier = _scram_verifier(self.password_file.read_text().strip())
-        statements = f"ALTER ROLE {self.name} PASSWORD '{verifier}';\nCREATE DATABASE {self.name};\n"
+        statements = [
+            f"ALTER ROLE {self.name} PASSWORD '{verifier}';",
+            # And also in the details of an error, such as "Failing row contains ...".
+            f"ALTER ROLE {self.name} SET log_error_verbosity = terse;",
+            f"CREATE DATABASE {self.name};",
+        ]
         single = [str(binaries() / "postgres"), "--single", "-D", str(scratch), "postgres"]
-        self._run(single, scratch, maker, statements)
+        self._run(single, scratch, maker, "\n".join(statements) + "\n")
         (scratch / "pg_hba.conf").write_text(
             "# The socket only, with the password of data_dir/secrets.\nlocal all all scram-sha-256\n"
         )
@@ -217,6 +227,12 @@ def database_url(url: str, embedded: Cluster) -> str:
     if not separator or scheme not in {"postgresql", "postgres", "postgresql+psycopg2"}:
         raise PostgresError("database.url is neither `embedded` nor a URL that starts with postgresql://")
     return f"postgresql+psycopg2://{rest}"
+
+
+def paths_in(url: str) -> list[Path]:
+    """Sockets, certificates and the like that `url` names and that are there."""
+    values = (value for _, value in parse_qsl(urlsplit(url).query))
+    return [path for value in values if value.startswith("/") and (path := Path(value)).exists()]
 
 
 def _chown_tree(path: Path, account: Account) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 
 from baselayer.config import ConfigError
+from baselayer.privilege import Account
 
 # What would end a quoted string, start a comment or be expanded by nginx or supervisor.
 _UNSAFE = re.compile(r"[\x00-\x1f\"'\\;%{}$#]")
@@ -77,9 +78,11 @@ def supervisor_config(services: Sequence[Path], context: Mapping[str, Any]) -> s
     return "\n".join(part for part in parts if part.strip())
 
 
-def write(path: Path, text: str, mode: int = 0o600) -> None:
-    """Put `text` at `path`, whole or not at all."""
+def write(path: Path, text: str, mode: int = 0o600, owner: Account | None = None) -> None:
+    """Put `text` at `path`, whole or not at all; `owner` is whose the file is to be, by default ours."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as file:
+        if owner is not None:
+            os.fchown(file.fileno(), owner.uid, owner.gid)
         file.write(text)
     scratch.replace(path)

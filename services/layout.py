@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import grp
 import hashlib
 import json
 import os
-import pwd
 import re
 import resource
 import shlex
@@ -16,36 +14,39 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from baselayer import rendering
+from baselayer import privilege, rendering
 from baselayer.config import ConfigError
-from baselayer.privilege import named_account
 from shell_service import __version__
 from shell_service.settings import ROOT, Settings
 
 SERVICES = ROOT / "services"
-# Whom nginx's workers are when root starts it; Debian's, Fedora's and macOS's names for it, then the common one.
-WEB_ACCOUNTS = ("www-data", "nginx", "_www", "nobody")
+# Where nginx finds its certificate and key, which may be readable for root alone: files in memory, handed to it.
+CERTIFICATE_DESCRIPTOR, KEY_DESCRIPTOR = 10, 11
 
 
 def prepare_folders(settings: Settings) -> None:
     """Make the folders that all services share. Those that only the owner may enter are 0700.
 
     As root others must pass through to what is theirs (nginx to the site and the sockets, PostgreSQL to its data),
-    without seeing what else is there: 0711. Raises `ConfigError` when a folder belongs to somebody else.
+    without seeing what else is there: 0711. Raises `ConfigError` when a folder belongs to somebody else, or one of the
+    services' accounts is somebody else's.
     """
-    root = os.geteuid() == 0
-    pass_through, private = 0o711 if root else 0o700, 0o700
+    account, router = settings.account, settings.router_account
+    pass_through, private = 0o711 if account else 0o700, 0o700
     folders = {
         settings.data_dir: pass_through,
         settings.run_dir: pass_through,
-        settings.run_dir / "nginx": pass_through,
         settings.log_dir: private,
-        settings.output_dir: private,
+        # What is made in these two gets the folder's group: outputs that of those who read them, sockets nginx's.
+        settings.output_dir: 0o2750 if account else 0o700,
+        settings.socket_dir: 0o2711 if router else 0o700,
         settings.secrets_dir: private,
         settings.site_dir: 0o755,
-        # Sockets made here get the folder's group, which is nginx's, so 0660 is enough for them.
-        settings.socket_dir: 0o2711 if root else 0o700,
     }
+    groups = {}
+    if account and router:
+        _check_accounts(settings)
+        groups = {settings.output_dir: account.gid, settings.socket_dir: router.gid}
     for folder, mode in folders.items():
         rendering.check_path(folder, "data_dir")
         try:
@@ -55,18 +56,34 @@ def prepare_folders(settings: Settings) -> None:
                 raise ConfigError(f"{folder} is not a folder but a link or a file: remove it")
             if status.st_uid != os.geteuid():
                 raise ConfigError(f"{folder} belongs to uid {status.st_uid}, and this is uid {os.geteuid()}")
-            if folder == settings.socket_dir and root:
-                os.chown(folder, 0, named_account(*WEB_ACCOUNTS)[1].gid)
+            if folder in groups and status.st_gid != groups[folder]:
+                _give_group(folder, groups[folder])  # also what is in it, as after a backup was restored
             folder.chmod(mode)
         except OSError as error:
             raise ConfigError(f"cannot use the folder {folder}: {error.strerror}") from error
+
+
+def _check_accounts(settings: Settings) -> None:
+    """Raises `ConfigError` where the services' own numbers are somebody else's."""
+    for account in (settings.account, settings.router_account, settings.cluster.account):
+        if account and (name := privilege.name_of(account)):
+            raise ConfigError(
+                f"sandbox.uid_base is {settings.sandbox.uid_base}, and the three uids and gids below it are to be the "
+                f"service's own, but {account.uid} is {name}: set another"
+            )
+
+
+def _give_group(folder: Path, gid: int) -> None:
+    for above, _, files in os.walk(folder, topdown=False):  # itself last, so that it is done again if it was cut short
+        for path in (*(os.path.join(above, name) for name in files), above):
+            os.chown(path, -1, gid, follow_symlinks=False)
 
 
 def write_configuration(settings: Settings, overlay: Path | None) -> Path:
     """Render nginx's and supervisord's configuration into `run_dir`; returns the path of the latter."""
     context = _context(settings, overlay)
     nginx = rendering.environment(SERVICES).get_template("nginx/nginx.conf.j2").render(context)
-    rendering.write(settings.run_dir / "nginx.conf", nginx)
+    rendering.write(settings.run_dir / "nginx.conf", nginx, 0o600, settings.router_account)
     path = settings.run_dir / "supervisord.conf"
     rendering.write(path, rendering.supervisor_config([SERVICES], context))
     return path
@@ -142,13 +159,12 @@ def _context(settings: Settings, overlay: Path | None) -> dict[str, Any]:
         "open_files": files,
         "app_stop_seconds": _app_stop_seconds(settings),
         "runner_stop_seconds": runner_stop_seconds(settings),
-        "worker_account": _web_account() if os.geteuid() == 0 else "",
         "nginx_processes": max(1, (os.cpu_count() or 1) // 2),
         "nginx_files": nginx_files,
         "nginx_connections": nginx_files - 64,
         "listen": f"{host}:{settings.server.port}",
-        "tls_certificate": rendering.check_path(ROOT / tls.certificate, "server.tls.certificate"),
-        "tls_key": rendering.check_path(ROOT / tls.key, "server.tls.key"),
+        "tls_certificate": f"/proc/self/fd/{CERTIFICATE_DESCRIPTOR}",
+        "tls_key": f"/proc/self/fd/{KEY_DESCRIPTOR}",
         "site_policy": site_policy(settings.site_dir),
     }
 
@@ -156,11 +172,6 @@ def _context(settings: Settings, overlay: Path | None) -> dict[str, Any]:
 def _open_files(wanted: int) -> int:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-
-
-def _web_account() -> str:
-    name, account = named_account(*WEB_ACCOUNTS)
-    return f"{name} {grp.getgrgid(pwd.getpwnam(name).pw_gid).gr_name}" if account else name
 
 
 def site_policy(site: Path) -> str:

@@ -18,6 +18,7 @@ import click
 
 from baselayer.config import ConfigError
 from baselayer.postgres import PostgresError
+from baselayer.supervision import Supervisor
 from services import run as running
 from services.errors import OperatorError
 from shell_service.settings import Settings, load
@@ -86,12 +87,13 @@ def stop(chosen: Chosen) -> None:
 @click.pass_obj
 def status(chosen: Chosen) -> None:
     """Show what runs; ends with 1 when something does not."""
-    from services.status.report import collect
-    from services.status.terminal import show
+    from services.status import report, terminal
 
-    report = collect(chosen.settings)
-    show(report)
-    sys.exit(0 if report["status"] == "ok" else 1)
+    settings = chosen.settings
+    programs = Supervisor(settings.socket_dir / "supervisor.sock", report.SECONDS).programs
+    found = report.collect(programs, report.database_url(settings), settings.runner.lost_after)
+    terminal.show(found)
+    sys.exit(0 if found["status"] == "ok" else 1)
 
 
 @main.command()

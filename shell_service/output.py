@@ -41,14 +41,14 @@ class OutputStore:
         return f"{self._folder}/{day}/{job_id.hex[-2:]}/{job_id.hex}.{attempt}.{stream}"
 
     def create(self, job_id: uuid.UUID, attempt: int, stream: Stream) -> int:
-        """Make the file anew, for its runner alone to write; return its descriptor."""
+        """Make the file anew, for its runner alone to write, and its group to read; return its descriptor."""
         path = self.path(job_id, attempt, stream)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         try:
-            return os.open(path, flags, 0o600)
+            return os.open(path, flags, 0o640)
         except FileNotFoundError:
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            return os.open(path, flags, 0o600)
+            os.makedirs(os.path.dirname(path), mode=0o750, exist_ok=True)
+            return os.open(path, flags, 0o640)
 
     def size(self, job_id: uuid.UUID, attempt: int, stream: Stream) -> int:
         """Bytes that are there by now."""

@@ -209,19 +209,34 @@ class Settings:
         wanted = self.run_dir / "sockets"
         if len(os.fsencode(wanted)) <= 80:
             return wanted
-        digest = hashlib.sha256(os.fsencode(self.data_dir)).hexdigest()[:12]
-        return Path(tempfile.gettempdir()) / f"shell-service-{os.getuid()}-{digest}"
+        digest = hashlib.sha256(os.fsencode(self.data_dir)).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"shell-service-{digest}"
+
+    @property
+    def account(self) -> Account | None:
+        """Whom web workers, scheduler and status server become where root starts them; None where it does not."""
+        return self._account_below(2)
+
+    @property
+    def router_account(self) -> Account | None:
+        """Whom nginx becomes where root starts it; None where it does not."""
+        return self._account_below(3)
+
+    def _account_below(self, distance: int) -> Account | None:
+        """An account that is ours alone: the next uids below those of the tenants."""
+        uid = self.sandbox.uid_base - distance
+        return Account(uid, uid) if os.geteuid() == 0 else None
 
     @property
     def cluster(self) -> postgres.Cluster:
-        """The embedded database server. As root it runs with the uid below the tenants', which nobody else has."""
-        uid = self.sandbox.uid_base - 1
+        """The embedded database server."""
         return postgres.Cluster(
             name="shell_service",
             data=self.postgres_dir,
             sockets=self.socket_dir / "postgres",
             password_file=self.secrets_dir / "postgres_password",
-            account=Account(uid, uid) if os.geteuid() == 0 else None,
+            account=self._account_below(1),
+            clients=self.account,
         )
 
     @property
@@ -279,6 +294,7 @@ def _check_ranges(settings: Settings) -> None:
         # 0 would stand for no limit there, and a statement may not hold up others for long.
         "database.statement_timeout": (settings.database.statement_timeout, 0.1, 600),
         "database.pool_timeout": (settings.database.pool_timeout, 0.01, 600),
+        "sandbox.uid_base": (settings.sandbox.uid_base, 1000, 4_000_000_000),
         "sandbox.max_launchers": (settings.sandbox.max_launchers, 1, 100_000),
         "users.max_running": (settings.users.max_running, 0, 1_000_000),
         "users.jobs_per_minute": (settings.users.jobs_per_minute, 0, 10**9),

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from baselayer.postgres import Cluster
 from baselayer.privilege import Account
 from shell_service import migrations
+from shell_service.settings import load
 from tests.waiting import eventually
 
 P = ParamSpec("P")
@@ -88,6 +89,7 @@ class EmbeddedServer(Server):
             sockets=self.folder / "sockets",
             password_file=self.folder / "secrets" / "password",
             account=Account(199_998, 199_998) if os.geteuid() == 0 else None,
+            clients=load().account,
         )
         self.cluster.create()
         super().__init__(self.cluster.url)

@@ -18,6 +18,7 @@ from typing import Any, Self
 import sqlalchemy
 from sqlalchemy import make_url
 
+from services import layout
 from shell_service.output import OutputStore, Stream
 from shell_service.settings import ROOT
 from tests.database import Transactions, install_witness
@@ -86,8 +87,7 @@ class Site:
         self.config = self.folder / "config.yaml"
         plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
         self.settings = write_config(self.config, self.folder / "data", **{"database": {"url": plain}, **overrides})
-        for path in (self.settings.run_dir, self.settings.log_dir, self.settings.output_dir, self.settings.socket_dir):
-            path.mkdir(parents=True, exist_ok=True)
+        layout.prepare_folders(self.settings)
         self.transact = Transactions(sqlalchemy.create_engine(url, pool_size=5, pool_pre_ping=True))
         self.outputs = OutputStore(self.settings.output_dir)
         self.services: list[Service] = []

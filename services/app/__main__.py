@@ -6,17 +6,18 @@ import asyncio
 import gc
 import os
 import signal
+import socket
 from typing import Any
 
 import click
 import uvloop
 from tornado import httputil
 from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_unix_socket
 
 from baselayer import log
 from baselayer.database import Database
 from baselayer.failpoint import FailPoints
+from services import account, sockets
 from services.options import config_option
 from services.ready import schema_is_current
 from shell_service import shells
@@ -31,16 +32,23 @@ def main(settings: Settings, process: int) -> None:
     log.set_up(settings.log.level)
     folder = settings.run_dir / "metrics"
     folder.mkdir(mode=0o700, exist_ok=True)
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)  # read when prometheus_client is imported, below
-    uvloop.run(serve(settings, process))
+    if settings.account:
+        os.chown(folder, settings.account.uid, settings.account.gid)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)  # read when prometheus_client is imported, next
+    import shell_service.app  # noqa: F401 - while nothing of it can be out of reach
+
+    database_url = settings.database_url
+    entrance = sockets.bind(settings.socket_dir / f"app_{process}.sock")
+    account.enter(settings, database_url, [folder, settings.output_dir])
+    uvloop.run(serve(settings, database_url, entrance))
 
 
-async def serve(settings: Settings, process: int) -> None:
+async def serve(settings: Settings, database_url: str, entrance: socket.socket) -> None:
     """Serve until SIGTERM; then finish the requests at hand, for `server.drain_seconds` at most."""
     from shell_service.app import make_app, routes, run_background
 
     database = Database(
-        settings.database_url,
+        database_url,
         size=settings.database.pool_size,
         statement_timeout=settings.database.statement_timeout,
         wait=settings.database.pool_timeout,
@@ -66,7 +74,8 @@ async def serve(settings: Settings, process: int) -> None:
     gc.collect()
     gc.freeze()
     server = HTTPServer(routes(app), **options)
-    server.add_socket(bind_unix_socket(str(settings.socket_dir / f"app_{process}.sock"), mode=0o660, backlog=1024))
+    entrance.listen(1024)
+    server.add_socket(entrance)
     stopped = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         group.create_task(run_background(app, stopped))

@@ -16,9 +16,10 @@ from pathlib import Path
 import click
 import uvloop
 
-from baselayer import log
+from baselayer import log, privilege
 from baselayer.database import Database
 from baselayer.failpoint import FailPoints
+from baselayer.privilege import Capability
 from services.options import config_option
 from services.ready import schema_is_current
 from shell_service import shells
@@ -29,6 +30,19 @@ from shell_service.sandbox.cgroup import Groups
 from shell_service.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+# What of root's rights it takes to run jobs of several users.
+RIGHTS = (
+    Capability.SETUID,  # jobs have uids of their own,
+    Capability.SETGID,  # and gids
+    Capability.SYS_ADMIN,  # namespaces and mounts
+    Capability.NET_ADMIN,  # the loopback interface of a network namespace
+    Capability.MKNOD,  # /dev/null and its like
+    Capability.CHOWN,  # a job may open its own standard streams
+    Capability.KILL,  # whoever they belong to
+    Capability.SYS_PTRACE,  # to see which memory a job's processes share,
+    Capability.DAC_READ_SEARCH,  # and which files they hold open
+)
 
 
 @click.command()
@@ -42,6 +56,9 @@ def main(settings: Settings, process: int) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = hold(folder)
     groups = control_groups(folder, name)
+    os.umask(0o027)  # outputs are for the web workers, by their group
+    if settings.account:
+        privilege.limit(RIGHTS, [settings.account.gid])
     uvloop.run(serve(settings, folder, name, groups))
     os.close(lock)
 

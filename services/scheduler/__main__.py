@@ -10,6 +10,7 @@ import uvloop
 
 from baselayer import log
 from baselayer.database import Database
+from services import account
 from services.options import config_option
 from services.ready import schema_is_current
 from shell_service.scheduler import Scheduler
@@ -21,15 +22,17 @@ from shell_service.settings import Settings
 def main(settings: Settings) -> None:
     """Do what has to happen because time passes."""
     log.set_up(settings.log.level)
-    uvloop.run(serve(settings))
+    database_url = settings.database_url
+    account.enter(settings, database_url)
+    uvloop.run(serve(settings, database_url))
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, database_url: str) -> None:
     """Work until SIGTERM."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    database = Database(settings.database_url, size=2, statement_timeout=settings.database.statement_timeout, wait=10.0)
+    database = Database(database_url, size=2, statement_timeout=settings.database.statement_timeout, wait=10.0)
     if await schema_is_current(database, stop):
         await Scheduler(settings, database).run(stop)
 

@@ -19,7 +19,7 @@ import tornado
 
 from baselayer import supervision
 from baselayer.postgres import PostgresError
-from baselayer.supervision import Supervisor, SupervisorError
+from baselayer.supervision import Program, SupervisorError
 from shell_service import __version__
 from shell_service.settings import Settings
 
@@ -38,14 +38,25 @@ ORDER BY runner.name LIMIT 200
 _COUNT = f"SELECT count(*) FROM (SELECT 1 FROM {{table}} LIMIT {COUNT_LIMIT + 1}) AS bounded"
 
 
-def collect(settings: Settings) -> dict[str, Any]:
-    """The report, as it is shown and as JSON. Takes at most a few seconds, and never raises for what is down."""
+def database_url(settings: Settings) -> str:
+    """The database's address, with its password; empty where the embedded one was never made."""
+    try:
+        return settings.database_url
+    except PostgresError:
+        return ""
+
+
+def collect(programs: Callable[[], list[Program]], url: str, lost_after: float) -> dict[str, Any]:
+    """The report, as it is shown and as JSON. Takes at most a few seconds, and never raises for what is down.
+
+    `programs` asks supervisord, `url` is of `database_url`, and `lost_after` is how old a heartbeat may be, in seconds.
+    """
     with ThreadPoolExecutor(2) as threads:
-        asked = threads.submit(_processes, settings)
-        data = threads.submit(_database, settings).result()
+        asked = threads.submit(_processes, programs)
+        data = threads.submit(_database, url).result()
         processes = asked.result()
     return {
-        "status": _verdict(processes, data, settings.runner.lost_after),
+        "status": _verdict(processes, data, lost_after),
         "time": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "version": __version__,
         "versions": {"tornado": tornado.version, "sqlalchemy": metadata.version("sqlalchemy")},
@@ -54,9 +65,9 @@ def collect(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _processes(settings: Settings) -> list[dict[str, Any]] | None:
+def _processes(ask: Callable[[], list[Program]]) -> list[dict[str, Any]] | None:
     try:
-        programs = Supervisor(settings.socket_dir / "supervisor.sock", SECONDS).programs()
+        programs = ask()
     except SupervisorError:
         return None
     return [
@@ -70,14 +81,16 @@ def _processes(settings: Settings) -> list[dict[str, Any]] | None:
     ]
 
 
-def _is_done(program: supervision.Program) -> bool:
+def _is_done(program: Program) -> bool:
     return program.state == supervision.EXITED and program.exit_status == 0
 
 
-def _database(settings: Settings) -> dict[str, Any]:
+def _database(url: str) -> dict[str, Any]:
     down = {"database": {"state": "down", "latency_ms": None, "version": None}, "runners": None, "queue": None}
+    if not url:
+        return down
     try:
-        dsn = settings.database_url.replace("postgresql+psycopg2://", "postgresql://", 1)
+        dsn = url.replace("postgresql+psycopg2://", "postgresql://", 1)
         started = time.perf_counter()
         connection = psycopg2.connect(
             dsn,
@@ -85,7 +98,7 @@ def _database(settings: Settings) -> dict[str, Any]:
             options=f"-c statement_timeout={SECONDS * 1000}",
             application_name="status",
         )
-    except (psycopg2.Error, PostgresError):
+    except psycopg2.Error:
         return down
     try:
         connection.autocommit = True

