@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import orjson
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
@@ -27,16 +28,35 @@ class Running:
     cancel_requested: bool
 
 
-def register(session: Session, host: str, name: str, incarnation: uuid.UUID, slots: int, obstacle: str | None) -> int:
-    """Enter a runner that has just started, in place of its predecessor of the same name; return its id."""
+def register(
+    session: Session,
+    host: str,
+    name: str,
+    incarnation: uuid.UUID,
+    slots: int,
+    obstacle: str | None,
+    facts: Mapping[str, object],
+) -> int:
+    """Enter a runner that has just started, in place of its predecessor of the same name; return its id.
+
+    `facts` are what holds for its jobs, see `shell_service.sandbox.Facts`.
+    """
     runner_id: int | None = session.scalar(
         text(
-            "INSERT INTO runner (host, name, incarnation, state, slots, obstacle)"
-            " VALUES (:host, :name, :incarnation, 'live', :slots, :obstacle)"
+            "INSERT INTO runner (host, name, incarnation, state, slots, obstacle, facts)"
+            " VALUES (:host, :name, :incarnation, 'live', :slots, :obstacle, CAST(:facts AS jsonb))"
             " ON CONFLICT (host, name) DO UPDATE SET incarnation = :incarnation, state = 'live', slots = :slots,"
-            " obstacle = :obstacle, beat = runner.beat + 1, beat_at = now(), started_at = now() RETURNING id"
+            " obstacle = :obstacle, facts = CAST(:facts AS jsonb),"
+            " beat = runner.beat + 1, beat_at = now(), started_at = now() RETURNING id"
         ),
-        {"host": host, "name": name, "incarnation": incarnation, "slots": slots, "obstacle": obstacle},
+        {
+            "host": host,
+            "name": name,
+            "incarnation": incarnation,
+            "slots": slots,
+            "obstacle": obstacle,
+            "facts": orjson.dumps(facts).decode(),
+        },
     )
     assert runner_id is not None
     return runner_id

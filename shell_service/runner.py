@@ -28,7 +28,7 @@ from shell_service.journal import Journal
 from shell_service.output import OutputStore
 from shell_service.queue import Claim, Fenced, Result
 from shell_service.sandbox import Sandbox, kill_leftover
-from shell_service.sandbox.cgroup import Groups
+from shell_service.sandbox.cgroup import HARD, Groups
 from shell_service.sandbox.gauge import Gauge
 from shell_service.settings import Settings
 
@@ -142,7 +142,7 @@ class Runner:
 
     async def _register(self, incarnation: uuid.UUID) -> None:
         slots = self._settings.runner.slots
-        who = (self._host, self._name, incarnation, slots, self._obstacle())
+        who = (self._host, self._name, incarnation, slots, self._obstacle(), self._facts())
         self._id = await insist(lambda: self._database.run(liveness.register, *who), "being entered")
 
     async def _settle_predecessor(self) -> None:
@@ -177,6 +177,13 @@ class Runner:
     async def _lose(self, attempts: Sequence[Fenced], reason: str) -> None:
         lose = partial(self._database.run, liveness.lose, self._id, attempts, self._name, reason)
         await insist(lose, "telling which jobs are lost")
+
+    def _facts(self) -> Mapping[str, object]:
+        """What holds for the jobs that are run here."""
+        facts = self._sandbox.facts()
+        if self._groups:
+            facts["limits"].update(HARD)
+        return facts
 
     # -- whether jobs can be run -----------------------------------------------------------------------------------
 

@@ -102,4 +102,4 @@ class Enlisted:
 def add_runner(session: Session, name: str = "runner_00", slots: int = 32) -> Enlisted:
     """Enter a runner, or a new incarnation of the one that has this name."""
     incarnation = uuid.uuid4()
-    return Enlisted(liveness.register(session, "host", name, incarnation, slots, None), incarnation)
+    return Enlisted(liveness.register(session, "host", name, incarnation, slots, None, {}), incarnation)

@@ -17,8 +17,10 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from shell_service.limits import JobLimits
 
@@ -26,6 +28,8 @@ from .gauge import Usage
 
 #: The group of the service's own processes; a unit's DelegateSubgroup= may say so, too.
 LEAF = "service"
+#: The limits that groups hold; of processor time they keep exact accounts.
+HARD: Mapping[str, Literal["hard"]] = {"memory": "hard", "processes": "hard", "cpu": "hard"}
 _CONTROLLERS = ("cpu", "memory", "pids")
 _PERIOD = 100_000  # microseconds for which the processor time of `cpu` holds
 _TRIES = 10  # rounds of moving processes, of which new ones may have been started meanwhile

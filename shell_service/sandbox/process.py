@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import itertools
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -333,7 +334,10 @@ class Launcher:
 
 
 def kill_leftover(pid: int, start_time: int) -> bool:
-    """For a restarted runner: SIGKILL to the init of a job, if it is still that very process. True if so."""
+    """For a restarted runner: SIGKILL to the init of a job, if it is still that very process. True if so.
+
+    Returns when it is gone, and all of its namespace with it; at the latest after `PATIENCE`.
+    """
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:  # no such process, or only a thread
@@ -343,6 +347,7 @@ def kill_leftover(pid: int, start_time: int) -> bool:
             if int(file.read().rpartition(b")")[2].split()[19]) != start_time:
                 return False
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        select.select([pidfd], [], [], PATIENCE)
         return True
     except (ProcessLookupError, FileNotFoundError):
         return False

@@ -1,0 +1,61 @@
+"""Whatever kills a runner, and when: nothing of its jobs is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.database import Server
+from tests.factories import add_user
+from tests.runner.conftest import QUICK
+from tests.services import Site
+from tests.waiting import eventually
+
+PLACES = ("claimed", "held", "started", "journaled", "running", "terminated", "exited", "result", "reported")
+USER = 777_000  # whose uid nobody else has
+
+
+def processes_of(site: Site) -> list[tuple[int, str]]:
+    """Launchers, inits and whatever else runs for the user."""
+    uid = site.settings.sandbox.uid_base + USER if os.geteuid() == 0 else os.geteuid()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (entry / "status").read_text().splitlines()
+        except OSError:
+            continue  # it has ended
+        values = dict(line.split(":\t", 1) for line in status if ":\t" in line)
+        ours = os.geteuid() == 0 or values["Name"].startswith("job-") or "7773.25" in (entry / "cmdline").read_text()
+        if values["Uid"].split()[0] == str(uid) and ours and not values["State"].startswith("Z"):
+            found.append((int(entry.name), values["Name"]))
+    return found
+
+
+def mounts() -> set[str]:
+    return set(Path("/proc/self/mounts").read_text().splitlines())
+
+
+@pytest.fixture(scope="module")
+def site(server: Server) -> Iterator[Site]:
+    with server.database() as url, Site(url, runner=QUICK, jobs={"kill_grace": 30}) as site:
+        site.transact.sql(f'ALTER TABLE "user" ALTER COLUMN id RESTART WITH {USER}')
+        site.user = site.transact(add_user)
+        assert site.user == USER
+        yield site
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_nothing_is_left_of_a_runner_killed_at(site: Site, place: str) -> None:
+    before = mounts()
+    # What it leaves behind holds on: a daemon that ignores signals.
+    daemon = "(trap '' TERM HUP; setsid setsid sleep 7773.25 >/dev/null 2>&1 &)"
+    code = f"{daemon}; {'exec sleep 7773.25' if place in ('running', 'terminated') else 'exit 7'}"
+    site.submit(code, timeout=0.2 if place == "terminated" else 60.0)
+    runner = site.start("runner", f"runner.{place}=kill")
+    assert runner.wait() == -signal.SIGKILL, runner.log()
+    eventually(lambda: not processes_of(site), 3)
+    assert mounts() <= before
