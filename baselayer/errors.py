@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 FieldErrors = dict[str, Any]
 
@@ -34,6 +34,11 @@ class InvalidRequest(ApiError):
 
     status = 400
     code = "invalid_request"
+
+    @classmethod
+    def of(cls, errors: FieldErrors, noun: str = "field") -> Self:
+        """The error about these fields; its message is made from the first of them."""
+        return cls(sentence(errors, noun), errors)
 
 
 class NotAuthenticated(ApiError):
@@ -117,3 +122,32 @@ class Unavailable(ApiError):
 
     def __init__(self, message: str | None = None, retry_after: int = 2) -> None:
         super().__init__(message, retry_after=retry_after)
+
+
+def sentence(messages: FieldErrors, noun: str) -> str:
+    """The first of the field errors as a sentence, and how many more there are."""
+    path, problem = _first(messages)
+    if path[-1:] == ["_schema"] and len(path) > 1:  # about a nested object as a whole
+        path.pop()
+    name = ".".join(path)[:100]
+    if problem == "Unknown field.":
+        text = f"Unknown {noun} {name}."
+    elif path and path[0] != "_schema":
+        text = f"The {noun} {name} is not valid: {problem}"
+    else:
+        text = problem
+    more = len(messages) - 1
+    return text if not more else f"{text} ({more} more in data.errors.)"
+
+
+def _first(messages: Any) -> tuple[list[str], str]:
+    path: list[str] = []
+    while True:
+        if isinstance(messages, dict):
+            key = next(iter(messages))
+            path.append(str(key))
+            messages = messages[key]
+        elif isinstance(messages, list):
+            messages = messages[0]
+        else:
+            return path, str(messages)

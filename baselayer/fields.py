@@ -11,6 +11,8 @@ from typing import Any
 
 from marshmallow import Schema, ValidationError, fields, pre_load, validate
 
+from baselayer.config import parse_bytes
+
 
 class Text(fields.String):
     """Text, of `low` to `high` characters, without NUL."""
@@ -62,6 +64,32 @@ class Number(fields.Float):
         raise ValidationError("Must be a number.")
 
 
+class Size(fields.Field[int]):
+    """A number of bytes from `low` to `high`: whole, or as text with a unit, such as ``"256MiB"``."""
+
+    _FORM = r"\d{1,15}(\.\d{1,9})?(B|KiB|MiB|GiB|TiB)?"
+
+    def __init__(self, *, low: int, high: int, **kwargs: Any) -> None:
+        self.low, self.high = low, high
+        super().__init__(validate=validate.Range(low, high), **kwargs)
+
+    @property
+    def json_schema(self) -> dict[str, Any]:
+        """How the API document describes it."""
+        number = {"type": "integer", "minimum": self.low, "maximum": self.high}
+        kinds = [number, {"type": "string", "pattern": f"^{self._FORM}$"}]
+        return {"oneOf": [*kinds, {"type": "null"}] if self.allow_none else kinds}
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> int:
+        if isinstance(value, str) and re.fullmatch(self._FORM, value, re.ASCII):
+            return parse_bytes(value)
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValidationError('Must be a size: bytes as a whole number, or text such as "256MiB".')
+        return value
+
+
 class Flag(fields.Boolean):
     """true or false."""
 
@@ -72,16 +100,24 @@ class Flag(fields.Boolean):
 
 
 class Items(fields.List):
-    """A list of `low` to `high` items; their number is looked at before any of them is."""
+    """A list of `low` to `high` items, each another if `unique`; their number is looked at before any of them is."""
 
-    def __init__(self, inner: fields.Field[Any], *, high: int, low: int = 0, **kwargs: Any) -> None:
+    def __init__(
+        self, inner: fields.Field[Any], *, high: int, low: int = 0, unique: bool = False, **kwargs: Any
+    ) -> None:
         self._number = validate.Length(min=low or None, max=high)
-        super().__init__(inner, validate=self._number, **kwargs)
+        self.json_schema = {"uniqueItems": True} if unique else {}
+        super().__init__(inner, validate=[self._number, *([_each_once] if unique else [])], **kwargs)
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> list[Any]:
         if isinstance(value, list):
             self._number(value)
         return super()._deserialize(value, attr, data, **kwargs)
+
+
+def _each_once(items: list[Any]) -> None:
+    if len(set(items)) < len(items):
+        raise ValidationError("Must not name anything twice.")
 
 
 class Pairs(fields.Dict):

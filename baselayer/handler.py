@@ -245,7 +245,7 @@ class Handler(web.RequestHandler):
             return loaded
         except ValidationError as error:
             messages = error.normalized_messages()
-            raise errors.InvalidRequest(_sentence(messages, noun), messages) from None
+            raise errors.InvalidRequest.of(messages, noun) from None
 
     def _check_query(self, schema_type: type[Schema] | None) -> dict[str, Any]:
         if schema_type is None and not self.request.query_arguments:
@@ -412,32 +412,3 @@ def _checker(schema_type: type[Schema] | None) -> Schema:
 
 def _required(schema_type: type[Schema] | None) -> bool:
     return any(item.required for item in _checker(schema_type).fields.values())
-
-
-def _sentence(messages: dict[str, Any], noun: str) -> str:
-    """The first of the field errors as a sentence, and how many more there are."""
-    path, problem = _first(messages)
-    if path[-1:] == ["_schema"] and len(path) > 1:  # about a nested object as a whole
-        path.pop()
-    name = ".".join(path)[:100]
-    if problem == "Unknown field.":
-        text = f"Unknown {noun} {name}."
-    elif path and path[0] != "_schema":
-        text = f"The {noun} {name} is not valid: {problem}"
-    else:
-        text = problem
-    more = len(messages) - 1
-    return text if not more else f"{text} ({more} more in data.errors.)"
-
-
-def _first(messages: Any) -> tuple[list[str], str]:
-    path: list[str] = []
-    while True:
-        if isinstance(messages, dict):
-            key = next(iter(messages))
-            path.append(str(key))
-            messages = messages[key]
-        elif isinstance(messages, list):
-            messages = messages[0]
-        else:
-            return path, str(messages)

@@ -12,6 +12,7 @@ import sqlalchemy
 from sqlalchemy import URL, make_url, text
 
 from baselayer import postgres
+from baselayer.errors import Conflict
 from services import layout, run
 from services.errors import OperatorError
 from services.migrate.__main__ import OLDEST, check, migrate, wait_until_up
@@ -179,6 +180,9 @@ def load_demo_data(settings: Settings, say: Callable[[str], None]) -> None:
     with served(settings):
         migrate(settings)
         engine = sqlalchemy.create_engine(settings.database_url, poolclass=sqlalchemy.NullPool)
-        made = provision.demo_data(engine, settings.tokens_file)
+        try:
+            made = provision.demo_data(engine, settings.tokens_file, alone=settings.sandbox.mode == "none")
+        except Conflict as error:
+            raise DatabaseError(error.message) from error
     said = f"made {', '.join(made)}" if made else "all are there"
     say(f"[check] demo users: {said}; their tokens are in {run.short(settings.tokens_file)}")

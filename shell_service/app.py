@@ -30,7 +30,7 @@ from shell_service.schemas import JobRules
 from shell_service.scopes import SCOPES
 from shell_service.settings import Settings
 from shell_service.streams import Ticker
-from shell_service.submissions import Limits, Submission
+from shell_service.submissions import Limits, Stored, Submission
 
 _SMALL = 100_000  # characters that are written out and sent within a millisecond: on the event loop
 _RECORDS = 20  # that are read at once: each may hold some megabytes
@@ -50,8 +50,8 @@ class App:
     reader: OutputReader
     rules: JobRules
     limits: Limits
-    submissions: Batcher[Submission, list[uuid.UUID]]
-    batches: Batcher[Submission, list[uuid.UUID]]
+    submissions: Batcher[Submission, Stored]
+    batches: Batcher[Submission, Stored]
     records: Records
     lookups: Batcher[tuple[Caller, uuid.UUID], Record | None]
     streams: dict[int, int]  # open streams by user
@@ -101,7 +101,7 @@ def make_app(settings: Settings, database: Database, shells: Mapping[str, str], 
         hub=Hub(database),
         ticker=Ticker(),
         reader=OutputReader(outputs),
-        rules=JobRules(settings.jobs, settings.limits, shells),
+        rules=JobRules(settings.jobs, shells),
         limits=limits,
         submissions=Batcher(submit, max_items=200, weigh=size, max_weight=_LARGE),
         batches=Batcher(submit, max_items=5, weigh=size, max_weight=_LARGE),
@@ -117,12 +117,12 @@ def make_app(settings: Settings, database: Database, shells: Mapping[str, str], 
 def default_limits(settings: Settings) -> Limits:
     """The limits of users who have none of their own."""
     users = settings.users
-    return Limits(users.max_running, users.max_queued, users.jobs_per_minute, settings.limits.defaults)
+    return Limits(users.max_running, users.max_queued, users.jobs_per_minute, settings.limits.bounds)
 
 
 async def _submit(
     database: Database, limits: Limits, supply: Supply, failpoints: FailPoints, items: list[Submission]
-) -> list[list[uuid.UUID] | Exception]:
+) -> list[Stored | Exception]:
     if supply.stale:
         await database.ask(supply.look)
     failpoints.reach("app.before_commit")

@@ -12,6 +12,7 @@ from baselayer.handler import Route
 from baselayer.openapi import About
 from shell_service import __version__, schemas
 from shell_service.audit_schemas import AuditRecord
+from shell_service.limits import NAMES, shown
 from shell_service.models import STATUSES
 from shell_service.scopes import MEANINGS
 from shell_service.settings import Jobs, Limits
@@ -47,6 +48,16 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     },
 }
 
+_JOB_LIMITS = {
+    "memory": 1_073_741_824,
+    "processes": 256,
+    "cpu": 256.0,
+    "cpu_seconds": 36_000.0,
+    "open_files": 1024,
+    "file_size": 1_073_741_824,
+    "disk": 268_435_456,
+    "output": 67_108_864,
+}
 _JOB_REQUEST = {"name": "hello", "code": "for i in 1 2 3; do echo $i; done"}
 _JOB = {
     "id": JOB_ID,
@@ -60,6 +71,10 @@ _JOB = {
     "args": [],
     "env": {},
     "timeout": 3600.0,
+    "limits": _JOB_LIMITS,
+    "network": False,
+    "secrets": [],
+    "secrets_in_env": False,
     "priority": 0,
     "retries": 0,
     "retry_delay": 1.0,
@@ -97,7 +112,16 @@ _TOKEN = {
     "last_used_at": None,
 }
 _NEW_TOKEN = {**_TOKEN, "token": "shs_Zx3k9Q…"}
-_LIMITS = {"max_running": 50, "max_queued": 20_000, "jobs_per_minute": 6_000}
+_LIMITS = {
+    "max_running": 50,
+    "max_queued": 20_000,
+    "jobs_per_minute": 6_000,
+    "job": {
+        "default": {"timeout": 3600.0, **_JOB_LIMITS},
+        "max": {"timeout": 86_400.0, **_JOB_LIMITS, "memory": 8_589_934_592},
+    },
+    "network": False,
+}
 _USER = {
     "id": 3,
     "username": "carol",
@@ -131,7 +155,8 @@ EXAMPLES: dict[type[Schema], Any] = {
     schemas.TokenRequest: {"name": "laptop", "scopes": ["jobs:read"], "expires_in": schemas.DAY},
     schemas.RotateRequest: {"overlap": 60},
     schemas.UserRequest: {"username": "carol", "limits": {"max_running": 10}},
-    schemas.UserPatch: {"limits": {"max_running": 20}},
+    schemas.UserPatch: {"limits": {"max_running": 20, "job": {"max": {"memory": "2GiB"}}}},
+    schemas.RerunRequest: {"limits": {"memory": "2GiB"}},
     schemas.JobRecord: _JOB,
     schemas.Cancelled: {"cancelled": 2},
     schemas.TokenRecord: _TOKEN,
@@ -157,22 +182,32 @@ def build(server: str, jobs: Jobs, limits: Limits, shells: Mapping[str, str] | N
     """The document for a service at `server`, with its configured limits, and the interpreters that it offers."""
     about = About("Shell Service", __version__, DESCRIPTION, server, MEANINGS, PARAMETERS, EXAMPLES)
     found = openapi.document(routes(), about)
-    _apply(jobs, limits, found["components"]["schemas"]["JobRequest"], shells)
+    components = found["components"]["schemas"]
+    _apply(jobs, components["JobRequest"], shells)
+    for name in NAMES:
+        _describe(components["JobLimitsRequest"]["properties"][name], name, limits)
+    for request in ("JobRequest", "RerunRequest"):
+        _describe(components[request]["properties"]["timeout"], "timeout", limits)
     return found
 
 
-def _apply(jobs: Jobs, limits: Limits, job: dict[str, Any], shells: Mapping[str, str] | None) -> None:
+def _describe(field: dict[str, Any], name: str, limits: Limits) -> None:
+    """Say what is configured for a limit. Not as its bounds: administrators can set others for single users."""
+    limit = getattr(limits, name)
+    default, most = shown(name, limit.default), shown(name, limit.max)
+    field["description"] += f" {default} when it is not given, {most} at the most, unless yours differ (GET /api/user)."
+
+
+def _apply(jobs: Jobs, job: dict[str, Any], shells: Mapping[str, str] | None) -> None:
     """Put the bounds that are configured into the schema of a job request."""
     properties = job["properties"]
     for name, most in (
-        ("timeout", limits.timeout.max),
         ("retries", jobs.max_retries),
         ("retry_delay", jobs.max_retry_delay),
         ("delay", jobs.max_delay),
     ):
         properties[name]["maximum"] = most
     properties["code"]["oneOf"][0]["maxLength"] = int(jobs.max_code)
-    properties["timeout"]["description"] += f" {limits.timeout.default:g} when it is not given."
     if shells:
         properties["shell"]["enum"] = list(shells)
     job["not"] = {

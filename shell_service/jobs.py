@@ -34,7 +34,7 @@ from baselayer.models import User
 from baselayer.visibility import Viewer, visible
 from shell_service.models import Job, Runner, RunningJob
 
-BRIEF = 1024  # in lists: characters of code, bytes of args and of env as JSON, and of the end of each stream
+BRIEF = 1024  # in lists: characters of code, bytes of args, env and secrets as JSON, and of the end of each stream
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)  # what ids hold
 
@@ -109,11 +109,11 @@ def _standing(*more: SQLColumnExpression[Any]) -> Select[*tuple[Any, ...]]:
 
 
 def _wide(*more: SQLColumnExpression[Any]) -> Select[*tuple[Any, ...]]:
-    """Everything that a record is made of, but `code`, `args` and `env`; and more."""
+    """Everything that a record is made of, but `code`, `args`, `env` and `secrets`; and more."""
     names = (
-        "priority, shell, timeout, run_at, retries, retry_delay, on_lost, created_at, modified, return_code, signal,"
-        " finished_at, stdout_bytes, stderr_bytes, output_truncated, wall_seconds, cpu_seconds, peak_memory_bytes,"
-        " written_bytes, cancelled_by"
+        "priority, shell, timeout, limits, network, secrets_in_env, run_at, retries, retry_delay, on_lost, created_at,"
+        " modified, return_code, signal, finished_at, stdout_bytes, stderr_bytes, output_truncated, wall_seconds,"
+        " cpu_seconds, peak_memory_bytes, written_bytes, cancelled_by"
     )
     columns = [getattr(Job, name.strip()) for name in names.split(",")]
     return (
@@ -150,7 +150,7 @@ def _wanted(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
 
 
 STANDING = _wanted(_standing())
-RECORD = _wanted(_wide(Job.code, Job.args, Job.env))
+RECORD = _wanted(_wide(Job.code, Job.args, Job.env, Job.secrets))
 REQUEST = _wanted(
     _standing(
         *(Job.priority, Job.code, Job.shell, Job.args, Job.env, Job.stdin, Job.timeout),
@@ -169,7 +169,9 @@ def _if_short(value: InstrumentedAttribute[Any]) -> ColumnElement[Any]:
     return type_coerce(shown, value.type).label(value.key)
 
 
-_BRIEF = _wide(func.left(Job.code, BRIEF).label("code"), _if_short(Job.args), _if_short(Job.env))
+_BRIEF = _wide(
+    func.left(Job.code, BRIEF).label("code"), _if_short(Job.args), _if_short(Job.env), _if_short(Job.secrets)
+)
 
 
 def find_many(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 
@@ -29,3 +30,67 @@ class JobLimits:
 
 #: The limits by their names, in the order in which they are shown.
 NAMES = tuple(field.name for field in fields(JobLimits))
+#: The same, and how many seconds it may run.
+WITH_TIMEOUT = ("timeout", *NAMES)
+SIZES = frozenset({"memory", "file_size", "disk", "output"})  # in bytes
+
+#: Less, and not even a shell that does nothing would come to its end.
+LEAST: Mapping[str, float] = dict.fromkeys(WITH_TIMEOUT, 0) | {
+    "timeout": 0.001,
+    "memory": 2**24,
+    "processes": 2,
+    "cpu": 0.01,
+    "cpu_seconds": 0.1,
+    "open_files": 16,
+}
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a user's jobs get that ask for nothing, and the most that they may ask for; by `WITH_TIMEOUT`."""
+
+    defaults: Mapping[str, float]
+    maxima: Mapping[str, float]
+
+    def with_own(self, defaults: Mapping[str, float], maxima: Mapping[str, float]) -> Bounds:
+        """These, with what an administrator has set for a user above them; no default is above its maximum.
+
+        The same is done where jobs are stored, in submit_jobs.
+        """
+        most = {**self.maxima, **maxima}
+        return Bounds({name: min(value, most[name]) for name, value in {**self.defaults, **defaults}.items()}, most)
+
+
+def shown(name: str, value: float) -> str:
+    """The value of a limit for people: sizes in the largest unit in which they are whole numbers."""
+    if name not in SIZES:
+        return f"{value:.10g}"
+    units = ("bytes", "KiB", "MiB", "GiB", "TiB")
+    size, unit = int(value), 0
+    while size and size % 1024 == 0 and unit < len(units) - 1:
+        size, unit = size // 1024, unit + 1
+    return f"{size} {units[unit]}"
+
+
+_SIZES = ("memory", "file_size", "disk", "output")
+
+
+def said(name: str, value: float) -> str:
+    """A limit's value for people: ``1.2 GiB``, ``0.3 s``, ``64``. `name` may be ``timeout`` too."""
+    if name in _SIZES:
+        return size(value)
+    return f"{_plain(value, 3)} s" if name in ("timeout", "cpu_seconds") else _plain(value, 3)
+
+
+def size(value: float) -> str:
+    """Bytes in the largest unit of which it is one or more: ``512 bytes``, ``1.2 GiB``."""
+    unit = "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{_plain(value, 1)} {unit}"
+
+
+def _plain(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}".rstrip("0").rstrip(".") if value % 1 else f"{value:.0f}"

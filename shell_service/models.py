@@ -61,6 +61,19 @@ class UserLimits(Base):
     network: Mapped[bool] = mapped_column(server_default="false")
 
 
+class Secret(Base):
+    """A secret of a user's, sealed (see `secrets`). `id` is the order in which they were made."""
+
+    __tablename__ = "secret"
+
+    user_id: Mapped[int] = mapped_column(ForeignKey("user.id"), primary_key=True, autoincrement=False)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[int] = mapped_column(Identity(always=True), unique=True)
+    value: Mapped[bytes] = mapped_column(LargeBinary)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    modified: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 class SubmissionCount(Base):
     """How many jobs a user submitted in a minute by the clock (`minute` since the epoch), and in the one before it.
 

@@ -33,21 +33,24 @@ def first_admin(engine: sqlalchemy.Engine, tokens_file: Path) -> bool:
         return True
 
 
-def demo_data(engine: sqlalchemy.Engine, tokens_file: Path) -> list[str]:
-    """Make the demo users that are missing, each with a token in `tokens_file`; returns the names of those made."""
+def demo_data(engine: sqlalchemy.Engine, tokens_file: Path, alone: bool = False) -> list[str]:
+    """Make the demo users that are missing, each with a token in `tokens_file`; returns the names of those made.
+
+    Raises `baselayer.errors.Conflict` where a user must be `alone`.
+    """
     made: dict[str, str] = {}
     with Session(engine) as session, session.begin():
         for name in DEMO_USERS:
             if session.scalar(select(User.id).where(User.username == name)) is None:
-                made[name] = _user_with_token(session, name, "user", "Demo token")
+                made[name] = _user_with_token(session, name, "user", "Demo token", alone)
         if made:
             write_tokens(tokens_file, {f"DEMO_{name.upper()}": token for name, token in made.items()})
     return list(made)
 
 
-def _user_with_token(session: Session, name: str, role: str, token_name: str) -> str:
+def _user_with_token(session: Session, name: str, role: str, token_name: str, alone: bool = False) -> str:
     """Make a user who has a token for everything; returns the token."""
-    made = tokens.insert(session, users.create(session, name, role, {}), token_name, [EVERY_SCOPE], None)
+    made = tokens.insert(session, users.create(session, name, role, alone=alone), token_name, [EVERY_SCOPE], None)
     audit.by_operator(session, "user.create", name, {"role": role})
     audit.by_operator(session, "token.create", str(made["id"]), {"username": name, "scopes": [EVERY_SCOPE]})
     token: str = made["token"]

@@ -18,6 +18,7 @@ from baselayer.access import Caller
 from baselayer.fields import rfc3339
 from shell_service import jobs, pending
 from shell_service.jobs import BRIEF, Filter, Found, public_id
+from shell_service.limits import NAMES
 from shell_service.output import OutputStore, Stream
 from shell_service.pending import Reason, Supply
 from shell_service.submissions import NewJob
@@ -76,8 +77,8 @@ class Records:
         waiting = [job.job_id for job in found if job.status == "PENDING"]
         return pending.reasons(session, waiting, self._supply, self._max_running)
 
-    def of_new(self, job: NewJob, caller: Caller) -> Record:
-        """The record of a job that has just been stored."""
+    def of_new(self, job: NewJob, caller: Caller, given: Mapping[str, float]) -> Record:
+        """The record of a job that has just been stored. `given` is what it got where it asked for nothing."""
         values = vars(job)
         at = rfc3339(job.run_at)
         return {
@@ -89,14 +90,16 @@ class Records:
             "created_at": rfc3339(job.created_at),
             "modified": rfc3339(job.created_at),
             "run_at": at,
+            "timeout": given["timeout"] if job.timeout is None else job.timeout,
+            "limits": {name: job.limits.get(name, given[name]) for name in NAMES},
             "pending_reason": f"starts at {at}" if job.deferred else self._supply.waits_for,
             **{name: values[name] for name in _AS_ASKED},
             **dict.fromkeys(_NOT_YET),
         }
 
-    def of_new_batch(self, new: Sequence[NewJob], caller: Caller) -> orjson.Fragment:
+    def of_new_batch(self, new: Sequence[NewJob], caller: Caller, given: Mapping[str, float]) -> orjson.Fragment:
         """Short records of jobs that have just been stored, as JSON."""
-        return _joined([_cut(self.of_new(job, caller)) for job in new])
+        return _joined([_cut(self.of_new(job, caller, given)) for job in new])
 
 
 def _record(
@@ -124,6 +127,10 @@ def _record(
         "args": row.args,
         "env": row.env if own or row.env is None else dict.fromkeys(row.env),
         "timeout": row.timeout,
+        "limits": {name: row.limits[name] for name in NAMES},
+        "network": row.network,
+        "secrets": row.secrets,
+        "secrets_in_env": row.secrets_in_env,
         "priority": row.priority,
         "retries": row.retries,
         "retry_delay": row.retry_delay,
@@ -153,7 +160,7 @@ def _record(
 
 
 _AS_ASKED = (
-    *("name", "code", "shell", "args", "env", "timeout", "priority"),
+    *("name", "code", "shell", "args", "env", "network", "secrets", "secrets_in_env", "priority"),
     *("retries", "retry_delay", "on_lost"),
 )
 _NOT_YET = (
@@ -166,7 +173,7 @@ _NOT_YET = (
 def _cut(record: Record) -> Record:
     """A new job's record as short as a list shows it later."""
     record["code"] = record["code"][:BRIEF]
-    for name in ("args", "env"):
+    for name in ("args", "env", "secrets"):
         value = record[name]
         # PostgreSQL writes JSON just as Python does.
         if value and len(json.dumps(value, ensure_ascii=False).encode()) > BRIEF:

@@ -9,12 +9,16 @@ from typing import Any
 from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
 from marshmallow.experimental.context import Context
 
-from baselayer.fields import Flag, Instant, Items, Number, Pairs, Request, Text, Whole
+from baselayer.fields import Flag, Instant, Items, Number, Pairs, Request, Size, Text, Whole
+from shell_service.limits import LEAST
 from shell_service.models import STATUSES
 from shell_service.scopes import MEANINGS
-from shell_service.settings import Jobs, Limits
+from shell_service.settings import Jobs
 
 NAME = "[A-Za-z0-9._-]+"
+VARIABLE = "[A-Za-z_][A-Za-z0-9_]{0,63}"
+MAX_SECRETS = 50  # of a job
+_MOST = 2**53  # of any limit: beyond it JSON's numbers are not exact
 DAY = 86_400
 CENTURY = 100 * 366 * DAY
 
@@ -27,9 +31,8 @@ def about(text: str, example: Any = None) -> dict[str, Any]:
 class JobRules:
     """The configured limits that job requests are checked against."""
 
-    def __init__(self, jobs: Jobs, limits: Limits, shells: Mapping[str, str]) -> None:
+    def __init__(self, jobs: Jobs, shells: Mapping[str, str]) -> None:
         self.jobs = jobs
-        self.limits = limits
         self.shells = shells
 
 
@@ -63,8 +66,8 @@ class Code(fields.Field[str]):
         return value
 
 
-class JobRequest(Request):
-    """A job to be run."""
+class Script(Request):
+    """What is to be run."""
 
     code = Code(
         required=True, metadata=about("The script: text, or a list of lines.", "for i in 1 2 3; do echo $i; done")
@@ -73,20 +76,70 @@ class JobRequest(Request):
     shell = Text(load_default="sh", metadata=about("The interpreter: one of those that GET /api/shells lists.", "sh"))
     args = Items(Text(), high=1000, load_default=list, metadata=about("Positional arguments.", ["a"]))
     env = Pairs(
-        Text(pattern="[A-Za-z_][A-Za-z0-9_]{0,63}"),
+        Text(pattern=VARIABLE),
         Text(),
         high=1000,
         load_default=dict,
         metadata=about("Environment variables.", {"GREETING": "hello"}),
     )
     stdin = Text(load_default="", metadata=about("What the script reads from its standard input."))
+
+
+class JobLimitsRequest(Request):
+    """What a job may use, all of its processes together."""
+
+    memory = Size(
+        low=int(LEAST["memory"]),
+        high=_MOST,
+        metadata=about("Bytes of memory, files in /job, /tmp and /dev/shm included.", "256MiB"),
+    )
+    processes = Whole(low=int(LEAST["processes"]), high=_MOST, metadata=about("Processes and threads at once.", 64))
+    cpu = Number(low=LEAST["cpu"], high=_MOST, metadata=about("Processors' worth of computing time.", 0.5))
+    cpu_seconds = Number(low=LEAST["cpu_seconds"], high=_MOST, metadata=about("Seconds of processor time.", 600))
+    open_files = Whole(
+        low=int(LEAST["open_files"]), high=_MOST, metadata=about("Open files, of each process by itself.", 256)
+    )
+    file_size = Size(low=0, high=_MOST, metadata=about("Bytes of the largest file.", "1GiB"))
+    disk = Size(low=0, high=_MOST, metadata=about("Bytes of its home, /job.", "100MiB"))
+    output = Size(low=0, high=_MOST, metadata=about("Bytes kept of each of its two streams.", "10MiB"))
+
+
+class Needs(Request):
+    """What a job needs to run."""
+
     timeout = Number(
         low=0,
-        high=CENTURY,
+        high=_MOST,
         closed=False,
-        load_default=None,
+        allow_none=True,
         metadata=about("Seconds that the script may run; at the limit it is ended, and the job is TIMEOUT.", 60),
     )
+    limits = fields.Nested(JobLimitsRequest, metadata=about("What it may use; what is not named has its default."))
+    network = Flag(
+        metadata=about(
+            "Whether it can reach the internet; an administrator must have allowed it to you, and the token needs the"
+            " scope `jobs:network`."
+        )
+    )
+    secrets = Items(
+        Text(pattern=VARIABLE),
+        high=MAX_SECRETS,
+        unique=True,
+        metadata=about(
+            "Names of secrets of yours that it finds in files of these names in /run/job/secrets; the token needs the"
+            " scope `secrets:use`."
+        ),
+    )
+    secrets_in_env = Flag(metadata=about("Whether they are environment variables, too."))
+
+
+class RerunRequest(Needs):
+    """What is to be another way than it was; of `limits` those that are named."""
+
+
+class JobRequest(Needs, Script):  # the fields of the last come first
+    """A job to be run."""
+
     priority = Whole(
         low=-10, high=10, load_default=0, metadata=about("Order among your own jobs only; higher starts earlier.", 0)
     )
@@ -111,7 +164,6 @@ class JobRequest(Request):
         if (shell := data.get("shell")) is not None and shell not in rules.shells:
             problems["shell"] = [f"Must be one of: {', '.join(rules.shells)}."]
         for name, most in (
-            ("timeout", rules.limits.timeout.max),
             ("retries", jobs.max_retries),
             ("retry_delay", jobs.max_retry_delay),
             ("delay", jobs.max_delay),
@@ -129,15 +181,22 @@ class JobRequest(Request):
         # Linux takes no single argument or variable of 128 KiB or more (MAX_ARG_STRLEN).
         if any(len(item.encode()) >= 128 * 1024 - 128 for item in texts[:-1]):
             problems["args"] = ["A single argument or variable must be shorter than 128 KiB."]
+        if problem := secrets_problem(data):
+            problems["secrets"] = [problem]
         if problems:
             raise ValidationError(problems)
 
     @post_load
     def _complete(self, data: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        if data["timeout"] is None:
-            data["timeout"] = _rules().limits.timeout.default
-        data |= {"limits": {}, "network": False, "secrets": [], "secrets_in_env": False}
-        return data
+        return {"timeout": None, "limits": {}, "network": False, "secrets": [], "secrets_in_env": False, **data}
+
+
+def secrets_problem(data: Mapping[str, Any]) -> str | None:
+    """What is wrong with the secrets that a job names, if anything is."""
+    both = sorted(data.get("env", {}).keys() & set(data.get("secrets", ())))
+    if data.get("secrets_in_env") and both:
+        return f"{both[0]} is a variable in env already."
+    return None
 
 
 class BatchRequest(Request):
@@ -196,6 +255,19 @@ def _nullable(kind: type[fields.Field[Any]], text: str, **kwargs: Any) -> fields
     return kind(allow_none=True, metadata=about(text), **kwargs)
 
 
+class JobLimits(Schema):
+    """What a job may use."""
+
+    memory = fields.Integer(metadata=about("Bytes of memory, files in /job, /tmp and /dev/shm included."))
+    processes = fields.Integer(metadata=about("Processes and threads at once."))
+    cpu = fields.Float(metadata=about("Processors' worth of computing time."))
+    cpu_seconds = fields.Float(metadata=about("Seconds of processor time."))
+    open_files = fields.Integer(metadata=about("Open files, of each process by itself."))
+    file_size = fields.Integer(metadata=about("Bytes of the largest file."))
+    disk = fields.Integer(metadata=about("Bytes of its home, /job."))
+    output = fields.Integer(metadata=about("Bytes kept of each of its two streams."))
+
+
 class JobRecord(Schema):
     """A job, and how it went.
 
@@ -225,6 +297,14 @@ class JobRecord(Schema):
         metadata=about("Values are shown to the owner only. Null in lists as `args` are."),
     )
     timeout = fields.Float(metadata=about("Seconds that the script may run."))
+    limits = fields.Nested(JobLimits, metadata=about("What it may use, all of its processes together."))
+    network = fields.Boolean(metadata=about("Whether it can reach the internet."))
+    secrets = fields.List(
+        fields.String(),
+        allow_none=True,
+        metadata=about("Names of the secrets that it is given. Null in lists as `args` are."),
+    )
+    secrets_in_env = fields.Boolean(metadata=about("Whether they are environment variables, too."))
     priority = fields.Integer(metadata=about("Order among its owner's jobs."))
     retries = fields.Integer(metadata=about("How often it is tried again when it ends FAILED or TIMEOUT."))
     retry_delay = fields.Float(metadata=about("Seconds before the first retry; doubled each time."))
@@ -294,12 +374,32 @@ class NewTokenRecord(TokenRecord):
     token = fields.String(metadata=about("The whole token. Keep it: nobody can show it again."))
 
 
+class OwnJobLimits(JobLimitsRequest):
+    """Limits of the jobs of a user; null stands for the configured one."""
+
+    timeout = Number(low=0, high=_MOST, closed=False, metadata=about("Seconds that a script may run.", 3600))
+
+    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+        field_obj.allow_none = True
+
+
+class OwnBounds(Request):
+    """What a user's jobs get, and may ask for."""
+
+    default = fields.Nested(
+        OwnJobLimits, allow_none=True, metadata=about("What a job gets that asks for nothing, as far as `max` allows.")
+    )
+    max = fields.Nested(OwnJobLimits, allow_none=True, metadata=about("The most that a job may ask for."))
+
+
 class LimitsRequest(Request):
-    """Limits of a user; null stands for the configured default."""
+    """Limits of a user; null stands for the configured ones."""
 
     max_running = Whole(low=0, high=10**6, allow_none=True, metadata=about("Jobs running at once.", 50))
     max_queued = Whole(low=0, high=10**7, allow_none=True, metadata=about("Jobs waiting at once.", 20000))
     jobs_per_minute = Whole(low=0, high=10**6, allow_none=True, metadata=about("Jobs submitted per minute.", 6000))
+    job = fields.Nested(OwnBounds, allow_none=True, metadata=about("What each job gets, and may ask for."))
+    network = Flag(allow_none=True, metadata=about("Whether jobs may have the network; null is false.", False))
 
 
 class UserRequest(Request):
@@ -324,12 +424,27 @@ class UserPatch(Request):
     limits = fields.Nested(LimitsRequest, metadata=about("Those to change."))
 
 
+class JobLimitsWithTimeout(JobLimits):
+    """What a job may use, and for how long."""
+
+    timeout = fields.Float(metadata=about("Seconds that a script may run."))
+
+
+class BoundsRecord(Schema):
+    """What a user's jobs get, and may ask for."""
+
+    default = fields.Nested(JobLimitsWithTimeout, metadata=about("What a job gets that asks for nothing."))
+    max = fields.Nested(JobLimitsWithTimeout, metadata=about("The most that a job may ask for."))
+
+
 class LimitsRecord(Schema):
     """The limits that hold for a user."""
 
     max_running = fields.Integer(metadata=about("Jobs running at once."))
     max_queued = fields.Integer(metadata=about("Jobs waiting at once."))
     jobs_per_minute = fields.Integer(metadata=about("Jobs submitted per minute."))
+    job = fields.Nested(BoundsRecord, metadata=about("What each job gets, and may ask for."))
+    network = fields.Boolean(metadata=about("Whether jobs may have the network."))
 
 
 class UserRecord(Schema):

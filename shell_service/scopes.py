@@ -7,6 +7,10 @@ from baselayer.access import EVERY_SCOPE, Scopes
 MEANINGS = {
     "jobs:read": "See one's jobs, their output, and figures about them.",
     "jobs:write": "Submit, rerun and cancel jobs.",
+    "jobs:network": "Give jobs the network, where an administrator has allowed it to the token's owner.",
+    "secrets:read": "See the names of one's secrets.",
+    "secrets:write": "Store and delete secrets.",
+    "secrets:use": "Hand secrets to jobs.",
     "scripts:read": "See saved scripts.",
     "scripts:write": "Save and change scripts.",
     "schedules:read": "See schedules.",

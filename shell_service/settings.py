@@ -16,7 +16,7 @@ from typing import Literal
 from baselayer import config, postgres
 from baselayer.config import Bytes, ConfigError
 from baselayer.privilege import Account
-from shell_service.limits import NAMES, JobLimits
+from shell_service.limits import LEAST, NAMES, WITH_TIMEOUT, Bounds, JobLimits
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -109,11 +109,15 @@ class Limits:
 
     @property
     def defaults(self) -> JobLimits:
+        """What a job gets that asks for nothing."""
         return JobLimits(**{name: getattr(self, name).default for name in NAMES})
 
     @property
-    def maxima(self) -> JobLimits:
-        return JobLimits(**{name: getattr(self, name).max for name in NAMES})
+    def bounds(self) -> Bounds:
+        """What holds for users who have nothing of their own."""
+        limits = {name: getattr(self, name) for name in WITH_TIMEOUT}
+        defaults = {name: limit.default for name, limit in limits.items()}
+        return Bounds(defaults, {name: limit.max for name, limit in limits.items()})
 
 
 @dataclass(frozen=True)
@@ -299,11 +303,9 @@ def _check_ranges(settings: Settings) -> None:
         "users.max_running": (settings.users.max_running, 0, 1_000_000),
         "users.jobs_per_minute": (settings.users.jobs_per_minute, 0, 10**9),
     }
-    # Less, and not even a shell that does nothing would come to its end.
-    least = {"timeout": 0.001, "memory": 2**24, "processes": 2, "cpu": 0.01, "cpu_seconds": 0.1, "open_files": 16}
-    for name in ("timeout", *NAMES):
+    for name in WITH_TIMEOUT:
         limit = getattr(settings.limits, name)
-        within[f"limits.{name}.default"] = (limit.default, least.get(name, 0), limit.max)
+        within[f"limits.{name}.default"] = (limit.default, LEAST[name], limit.max)
     for key, (found, low, high) in within.items():
         if not low <= found <= high:
             raise ConfigError(f"{key} is {found}; expected {low} to {high}")

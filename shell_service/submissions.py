@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -14,11 +14,20 @@ import uuid_utils.compat
 from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
 
-from baselayer.errors import ApiError, IdempotencyMismatch, InvalidRequest, LimitReached, NotAllowed
+from baselayer.access import Caller
+from baselayer.errors import (
+    ApiError,
+    Conflict,
+    FieldErrors,
+    IdempotencyMismatch,
+    InvalidRequest,
+    LimitReached,
+    NotAllowed,
+)
 from baselayer.query import Query, Rows, as_uuids
 from shell_service.audit import Entry
 from shell_service.jobs import public_id
-from shell_service.limits import JobLimits
+from shell_service.limits import Bounds, shown
 
 _USER_LOCK = 7200  # first key of the advisory lock that serialises what one user's submissions are counted against
 _QUEUE_SECONDS = 10  # after which a user with a full queue may ask again
@@ -37,8 +46,8 @@ class NewJob:
     args: list[str]
     env: dict[str, str]
     stdin: str
-    timeout: float
-    limits: dict[str, float]  # those asked for
+    timeout: float | None  # None: what its owner's jobs get
+    limits: dict[str, float]  # those asked for; for the others the same
     network: bool
     secrets: list[str]
     secrets_in_env: bool
@@ -59,6 +68,11 @@ class NewJob:
     def public_id(self) -> str:
         """The id that users see."""
         return public_id(self.name, self.id)
+
+    @property
+    def asked(self) -> dict[str, float]:
+        """The limits that it asks for, its timeout included."""
+        return self.limits if self.timeout is None else {"timeout": self.timeout, **self.limits}
 
     @property
     def ord(self) -> int:
@@ -97,13 +111,18 @@ def new_job(user_id: int, request: Mapping[str, Any]) -> NewJob:
     )
 
 
-def request_again(row: Row[Any]) -> dict[str, Any]:
-    """The request that made this job, to make another like it; what was to happen at a time happens at once."""
-    names = "name priority code shell args env stdin timeout limits network secrets secrets_in_env"
+def request_again(row: Row[Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The request that made this job, to make another like it; what was to happen at a time happens at once.
+
+    The limits are asked for that the job had. `changes` are as in `schemas.RerunRequest`.
+    """
+    names = "name priority code shell args env stdin timeout network secrets secrets_in_env"
     return {
         **{name: getattr(row, name) for name in f"{names} retries retry_delay on_lost".split()},
         "run_at": None,
         "delay": None,
+        **changes,
+        "limits": {**row.limits, **changes.get("limits", {})},
     }
 
 
@@ -116,11 +135,41 @@ class Submission:
     key: str | None = None
     digest: bytes = b""
     audit: Entry | None = None
+    batch: bool = False  # whether what is wrong is told by the job's index
 
     @property
     def size(self) -> int:
         """Characters to store, near enough."""
         return sum(job.size for job in self.jobs)
+
+    @property
+    def asks(self) -> dict[str, Any]:
+        """What of it not everybody may have, for submit_jobs; mostly nothing."""
+        limits: dict[str, float] = {}
+        secrets: set[str] = set()
+        network = False
+        for job in self.jobs:
+            for name, value in job.asked.items():
+                limits[name] = max(value, limits.get(name, 0))
+            secrets.update(job.secrets)
+            network = network or job.network
+        if not (limits or secrets or network):
+            return {}
+        return {"asks": True, "limits": limits, "secrets": sorted(secrets), "network": network}
+
+    def errors(self, problem: Callable[[NewJob], FieldErrors]) -> FieldErrors:
+        """What is wrong with each job, as an answer tells it."""
+        if not self.batch:
+            return problem(self.jobs[0])
+        return {"jobs": {n: found for n, job in enumerate(self.jobs) if (found := problem(job))}}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a submission made: the ids of its jobs, and what those got, by `limits.WITH_TIMEOUT`, that did not ask."""
+
+    ids: list[uuid.UUID]
+    limits: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -130,11 +179,11 @@ class Limits:
     max_running: int
     max_queued: int
     jobs_per_minute: int
-    job: JobLimits  # what each job gets that asks for nothing
+    job: Bounds
 
 
-def submit(submissions: Sequence[Submission], defaults: Limits) -> Query[list[list[uuid.UUID] | Exception]]:
-    """Store what is asked for; gives, for each submission, its job ids or why it was refused.
+def submit(submissions: Sequence[Submission], defaults: Limits) -> Query[list[Stored | Exception]]:
+    """Store what is asked for; gives, for each submission, what it made or why it was refused.
 
     A submission with an Idempotency-Key seen before gets the ids of then, or `IdempotencyMismatch`.
     """
@@ -147,30 +196,36 @@ def submit(submissions: Sequence[Submission], defaults: Limits) -> Query[list[li
             "digest": item.digest.hex(),
             "ids": None if item.key is None else [job.id for job in item.jobs],
             "audit": item.audit,
+            **item.asks,
         }
         for n, item in enumerate(submissions)
     ]
     jobs = [{**vars(job), "n": n, "ord": job.ord} for n, item in enumerate(submissions) for job in item.jobs]
     # JSON, whatever the number of rows: the statement is constant, and it is what both sides parse fastest.
     return Query(
-        "SELECT n, outcome, allowed, counted, seconds, ids FROM submit_jobs("
-        "%(submissions)s, %(jobs)s, %(max_queued)s, %(jobs_per_minute)s, %(job_limits)s)",
+        "SELECT n, outcome, allowed, counted, seconds, ids, detail FROM submit_jobs("
+        "%(submissions)s, %(jobs)s, %(max_queued)s, %(jobs_per_minute)s, %(defaults)s, %(maxima)s)",
         {
             "submissions": orjson.dumps(asked).decode(),
             "jobs": orjson.dumps(jobs).decode(),
             "max_queued": defaults.max_queued,
             "jobs_per_minute": defaults.jobs_per_minute,
-            "job_limits": orjson.dumps(vars(defaults.job)).decode(),
+            "defaults": orjson.dumps(defaults.job.defaults).decode(),
+            "maxima": orjson.dumps(defaults.job.maxima).decode(),
         },
-        partial(_results, submissions),
+        partial(_results, submissions, defaults.job.defaults),
     )
 
 
-def _results(submissions: Sequence[Submission], rows: Rows) -> list[list[uuid.UUID] | Exception]:
-    results: list[list[uuid.UUID] | Exception] = [[job.id for job in item.jobs] for item in submissions]
-    for n, outcome, allowed, counted, seconds, ids in rows:
+def _results(submissions: Sequence[Submission], defaults: Mapping[str, float], rows: Rows) -> list[Stored | Exception]:
+    results: list[Stored | Exception] = [Stored([job.id for job in item.jobs], defaults) for item in submissions]
+    for n, outcome, allowed, counted, seconds, ids, detail in rows:
         if outcome == "known":
-            results[n] = as_uuids(ids)
+            results[n] = Stored(as_uuids(ids), defaults)
+        elif outcome == "stored":
+            results[n] = Stored([job.id for job in submissions[n].jobs], detail)
+        elif outcome in ("network", "unreachable", "invalid"):
+            results[n] = _not_for_everybody(outcome, submissions[n], detail)
         else:
             results[n] = _refusal(outcome, len(submissions[n].jobs), allowed, counted, seconds)
     return results
@@ -187,6 +242,45 @@ def _refusal(outcome: str, jobs: int, allowed: int, counted: int, seconds: int |
     if outcome == "queued":
         return LimitReached(f"{may}; {counted} are.", retry_after=_QUEUE_SECONDS)
     return LimitReached(f"{may}; you did {counted}.", retry_after=seconds or 1)
+
+
+# -- what not everybody may have -------------------------------------------------------------------------------------
+
+
+def require_scopes(submission: Submission, caller: Caller) -> None:
+    """Raise `NotAllowed` where jobs need what the caller's token is not good for."""
+    for scope, field in (("jobs:network", "network"), ("secrets:use", "secrets")):
+        if scope not in caller.scopes and any(getattr(job, field) for job in submission.jobs):
+            raise _about(NotAllowed, submission, field, f"The token lacks the scope {scope}; use one that has it.")
+
+
+def _not_for_everybody(outcome: str, submission: Submission, detail: Any) -> ApiError:
+    if outcome == "network":
+        problem = "You may not give jobs the network; an administrator can allow it (limits.network of a user)."
+        return _about(NotAllowed, submission, "network", problem)
+    if outcome == "unreachable":
+        problem = f"No runner can give jobs the network: {detail}. The service's operator can change that."
+        return _about(Conflict, submission, "network", problem)
+    return InvalidRequest.of(submission.errors(partial(_problems, detail.get("limits", {}), detail.get("secrets", ()))))
+
+
+def _about(kind: type[ApiError], submission: Submission, field: str, problem: str) -> ApiError:
+    errors = submission.errors(lambda job: {field: [problem]} if getattr(job, field) else {})
+    return kind(f"jobs.{next(iter(errors['jobs']))}: {problem}" if submission.batch else problem, errors)
+
+
+def _problems(maxima: Mapping[str, float], missing: Sequence[str], job: NewJob) -> FieldErrors:
+    """What is wrong with a job, where these maxima hold and these secrets are not there."""
+    errors: FieldErrors = {}
+    for name, value in job.asked.items():
+        if name in maxima and value > maxima[name]:
+            bounds = f"at most {shown(name, maxima[name])}, not {shown(name, value)}"
+            problem = f"Must be {bounds}; an administrator can allow you more."
+            where = errors if name == "timeout" else errors.setdefault("limits", {})
+            where[name] = [problem]
+    if unknown := [name for name in job.secrets if name in missing]:
+        errors["secrets"] = [f"You have no secret {name}; PUT /api/secrets/{name} makes it." for name in unknown]
+    return errors
 
 
 def lock_user(session: Session, user_id: int) -> None:

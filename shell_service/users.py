@@ -10,11 +10,12 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from baselayer.access import Caller
-from baselayer.errors import Conflict, NotFound
+from baselayer.errors import Conflict, InvalidRequest, NotFound
 from baselayer.fields import rfc3339
 from baselayer.models import User
 from shell_service import queue, submissions
 from shell_service.access import tell_access_changed
+from shell_service.limits import shown
 from shell_service.models import DeferredJob, Job, ReadyJob, RunningJob, UserLimits
 from shell_service.submissions import Limits
 
@@ -31,11 +32,15 @@ def select_records() -> Select[*tuple[Any, ...]]:
         UserLimits.max_running,
         UserLimits.max_queued,
         UserLimits.jobs_per_minute,
+        UserLimits.defaults,
+        UserLimits.maxima,
+        UserLimits.network,
     ).outerjoin(UserLimits, UserLimits.user_id == User.id)
 
 
 def record(row: Row[Any], defaults: Limits) -> dict[str, Any]:
     """What the API tells of a user."""
+    bounds = defaults.job.with_own(row.defaults or {}, row.maxima or {})
     return {
         "id": row.id,
         "username": row.username,
@@ -44,10 +49,18 @@ def record(row: Row[Any], defaults: Limits) -> dict[str, Any]:
         "created_at": rfc3339(row.created_at),
         "modified": rfc3339(row.modified),
         "limits": {
-            name: getattr(defaults, name) if getattr(row, name) is None else getattr(row, name)
-            for name in ("max_running", "max_queued", "jobs_per_minute")
+            **{name: _own(getattr(row, name), getattr(defaults, name)) for name in _BUDGETS},
+            "job": {"default": dict(bounds.defaults), "max": dict(bounds.maxima)},
+            "network": bool(row.network),
         },
     }
+
+
+_BUDGETS = ("max_running", "max_queued", "jobs_per_minute")
+
+
+def _own(value: int | None, default: int) -> int:
+    return default if value is None else value
 
 
 def find(session: Session, username: str, defaults: Limits) -> dict[str, Any]:
@@ -66,27 +79,66 @@ def page(session: Session, limit: int, before: int | None, defaults: Limits) -> 
     return [record(row, defaults) for row in session.execute(statement)]
 
 
-def create(session: Session, username: str, role: str, limits: Mapping[str, int | None]) -> int:
-    """Store a new user; returns his id. Raises `Conflict` when the name is taken."""
+def create(session: Session, username: str, role: str, *, alone: bool = False) -> int:
+    """Store a new user; returns his id. Where he must be `alone`, nobody else may be there.
+
+    Raises `Conflict` when somebody is, or the name is taken.
+    """
+    if alone and session.scalar(select(User.id).limit(1)) is not None:
+        raise Conflict(
+            "Without a sandbox (sandbox.mode is none) only one user may exist, as jobs can do all that the service can."
+        )
     user_id = session.scalar(
         insert(User).values(username=username, role=role).on_conflict_do_nothing().returning(User.id)
     )
     if user_id is None:
         raise Conflict(f"There is a user {username} already.", {"username": ["Taken."]})
-    _set_limits(session, user_id, limits)
     return user_id
 
 
-def _set_limits(session: Session, user_id: int, limits: Mapping[str, int | None]) -> None:
-    if limits:
-        statement = insert(UserLimits).values(user_id=user_id, **limits)
-        session.execute(statement.on_conflict_do_update(index_elements=[UserLimits.user_id], set_=dict(limits)))
+def set_limits(session: Session, user_id: int, limits: Mapping[str, Any], defaults: Limits) -> None:
+    """Change those limits of a user that are named (see `schemas.LimitsRequest`).
+
+    For who holds `submissions.lock_user`, or has just made the user. Raises `InvalidRequest` for limits that contradict
+    each other.
+    """
+    if not limits:
+        return
+    values = {name: limits[name] for name in _BUDGETS if name in limits}
+    if "network" in limits:
+        values["network"] = bool(limits["network"])
+    if "job" in limits:
+        row = session.execute(
+            select(UserLimits.defaults, UserLimits.maxima).where(UserLimits.user_id == user_id)
+        ).first()
+        asked = limits["job"] or {"default": None, "max": None}
+        own = {"default": row.defaults if row else {}, "max": row.maxima if row else {}}
+        for kind, changes in asked.items():
+            merged = {} if changes is None else {**own[kind], **changes}
+            own[kind] = {name: value for name, value in merged.items() if value is not None}
+        _check_bounds(asked.get("default") or {}, own["max"], defaults)
+        values |= {"defaults": own["default"], "maxima": own["max"]}
+    statement = insert(UserLimits).values(user_id=user_id, **values)
+    session.execute(statement.on_conflict_do_update(index_elements=[UserLimits.user_id], set_=values))
 
 
-def change(session: Session, caller: Caller, username: str, changes: Mapping[str, Any]) -> None:
+def _check_bounds(asked: Mapping[str, float | None], maxima: Mapping[str, float], defaults: Limits) -> None:
+    """Raise `InvalidRequest` for defaults asked for that are above the maxima that will hold."""
+    most = {**defaults.job.maxima, **maxima}
+    errors = {
+        name: [f"Must be at most the maximum, {shown(name, most[name])}."]
+        for name, value in asked.items()
+        if value is not None and value > most[name]
+    }
+    if errors:
+        raise InvalidRequest.of({"limits": {"job": {"default": errors}}})
+
+
+def change(session: Session, caller: Caller, username: str, changes: Mapping[str, Any], defaults: Limits) -> None:
     """Change a user. Deactivating one stops his tokens, and nothing of his starts any more; then `cancel_some`.
 
-    Raises `NotFound`, and `Conflict` when administrators would lock themselves out.
+    Raises `NotFound`, `Conflict` when administrators would lock themselves out, and `InvalidRequest` for limits that
+    contradict each other.
     """
     user_id = session.scalar(select(User.id).where(User.username == username))
     if user_id is None:
@@ -97,7 +149,7 @@ def change(session: Session, caller: Caller, username: str, changes: Mapping[str
     values = {name: changes[name] for name in ("role", "active") if name in changes}
     submissions.lock_user(session, user_id)  # so that no submission under way slips in later
     session.execute(update(User).where(User.id == user_id).values(**values, modified=func.now()))
-    _set_limits(session, user_id, changes.get("limits", {}))
+    set_limits(session, user_id, changes.get("limits", {}), defaults)
     tell_access_changed(session)
 
 

@@ -111,6 +111,9 @@ class Api:
     def post(self, path: str, json: Any = None, **options: Any) -> Answer:
         return self("POST", path, **({} if json is None else {"json": json}), **options)
 
+    def put(self, path: str, json: Any, **options: Any) -> Answer:
+        return self("PUT", path, json=json, **options)
+
     def patch(self, path: str, json: Any, **options: Any) -> Answer:
         return self("PATCH", path, json=json, **options)
 
@@ -173,7 +176,7 @@ def new_address() -> str:
     return next(_addresses)
 
 
-def new_person(admin: Api, role: str = "user", scopes: list[str] | None = None, **limits: int) -> Person:
+def new_person(admin: Api, role: str = "user", scopes: list[str] | None = None, **limits: Any) -> Person:
     """A new user with a token."""
     username = f"person{next(_numbers)}"
     admin.post("/api/users", {"username": username, "role": role, "limits": limits}).data  # noqa: B018

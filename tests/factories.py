@@ -13,21 +13,23 @@ from sqlalchemy.orm import Session
 
 from baselayer.models import User
 from shell_service import liveness, queue, submissions
-from shell_service.limits import JobLimits
+from shell_service.limits import Bounds
 from shell_service.models import UserLimits
-from shell_service.submissions import Limits, NewJob, Submission
+from shell_service.submissions import Limits, NewJob, Stored, Submission
 
-JOB_LIMITS = JobLimits(
-    memory=1 << 30,
-    processes=256,
-    cpu=256,
-    cpu_seconds=36_000,
-    open_files=1024,
-    file_size=1 << 30,
-    disk=1 << 28,
-    output=1 << 26,
-)
-LIMITS = Limits(max_running=50, max_queued=1_000_000, jobs_per_minute=1_000_000, job=JOB_LIMITS)
+JOB_LIMITS: dict[str, float] = {
+    "memory": 1 << 30,
+    "processes": 256,
+    "cpu": 256,
+    "cpu_seconds": 36_000,
+    "open_files": 1024,
+    "file_size": 1 << 30,
+    "disk": 1 << 28,
+    "output": 1 << 26,
+}
+DEFAULTS = {"timeout": 3600.0, **JOB_LIMITS}
+BOUNDS = Bounds(DEFAULTS, {name: 4 * value for name, value in DEFAULTS.items()})
+LIMITS = Limits(max_running=50, max_queued=1_000_000, jobs_per_minute=1_000_000, job=BOUNDS)
 
 
 class UserFactory(factory.Factory):
@@ -39,7 +41,7 @@ class UserFactory(factory.Factory):
     username = factory.Sequence(lambda number: f"user{number}")
 
 
-def add_user(session: Session, limits: dict[str, int] | None = None, **fields: Any) -> int:
+def add_user(session: Session, limits: dict[str, Any] | None = None, **fields: Any) -> int:
     """Store a user, with `limits` of his own if given; returns his id."""
     user = UserFactory(**fields)
     session.add(user)
@@ -80,9 +82,9 @@ class NewJobFactory(factory.Factory):
 def add_jobs(session: Session, user_id: int, count: int = 1, **fields: Any) -> list[uuid.UUID]:
     """Submit jobs of a user; returns their ids."""
     new = NewJobFactory.build_batch(count, user_id=user_id, **fields)
-    ids = submissions.submit([Submission(user_id, new)], LIMITS).on(session)[0]
-    assert isinstance(ids, list), ids
-    return ids
+    stored = submissions.submit([Submission(user_id, new)], LIMITS).on(session)[0]
+    assert isinstance(stored, Stored), stored
+    return stored.ids
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from shell_service.audit import Entry
 from shell_service.handlers.base import AppHandler, encode_cursor, job_cursor
 from shell_service.hub import Watch
 from shell_service.records import Record
-from shell_service.submissions import NewJob, Submission
+from shell_service.submissions import NewJob, Stored, Submission
 
 _MAX_WAIT = 300  # seconds
 
@@ -39,11 +39,16 @@ class SubmitHandler(AppHandler):
     """What storing new jobs has in common."""
 
     async def submit(
-        self, call: Call, new: Sequence[NewJob], batcher: Batcher[Submission, list[uuid.UUID]], entry: Entry
-    ) -> list[uuid.UUID]:
-        """Store jobs, or find those that the same request stored before; returns their ids.
+        self,
+        call: Call,
+        new: Sequence[NewJob],
+        batcher: Batcher[Submission, Stored],
+        entry: Entry,
+        batch: bool = False,
+    ) -> Stored:
+        """Store jobs, or find those that the same request stored before. `entry` is for the audit log, if they are new.
 
-        `entry` is for the audit log, if they are new.
+        Raises `NotAllowed` where a job needs what the caller's token is not good for.
         """
         key = call.header("Idempotency-Key")
         if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
@@ -55,7 +60,16 @@ class SubmitHandler(AppHandler):
             digest = _digest(path, body)
         else:
             digest = await asyncio.to_thread(_digest, path, body)
-        return await batcher.put(Submission(call.caller.user_id, new, key, digest, entry))
+        submission = Submission(call.caller.user_id, new, key, digest, entry, batch)
+        submissions.require_scopes(submission, call.caller)
+        return await batcher.put(submission)
+
+    async def submit_one(self, call: Call, job: NewJob, entry: Entry) -> Record:
+        """Store a job, or find the one that the same request stored before; returns its record."""
+        stored = await self.submit(call, [job], self.app.submissions, entry)
+        if stored.ids[0] == job.id:
+            return self.app.records.of_new(job, call.caller, stored.limits)
+        return await self.record(call.caller, stored.ids[0])
 
     async def record(self, caller: Caller, job_id: uuid.UUID) -> Record:
         found = await self.app.lookups.put((caller, job_id))
@@ -89,7 +103,7 @@ class Jobs(SubmitHandler):
         body=schemas.JobRequest,
         query=schemas.WaitQuery,
         answer=schemas.JobRecord(),
-        errors=[LimitReached, NotAllowed, IdempotencyMismatch, Unavailable],
+        errors=[LimitReached, NotAllowed, Conflict, IdempotencyMismatch, Unavailable],
         headers=["Idempotency-Key", "Prefer"],
         action="job.submit",
     )
@@ -109,17 +123,12 @@ class Jobs(SubmitHandler):
         job = submissions.new_job(call.caller.user_id, call.body)
         if wait:
             return await call.unless_closed(self._submit_and_wait(call, job, wait))
-        job_id = await self._submit_one(call, job)
-        if job_id == job.id:
-            return self.app.records.of_new(job, call.caller)
-        return await self.record(call.caller, job_id)
-
-    async def _submit_one(self, call: Call, job: NewJob) -> uuid.UUID:
-        return (await self.submit(call, [job], self.app.submissions, self.entry(job.public_id)))[0]
+        return await self.submit_one(call, job, self.entry(job.public_id))
 
     async def _submit_and_wait(self, call: Call, job: NewJob, seconds: float) -> Record:
         with self.app.hub.watch(job.id, end_only=True) as watch:  # before it is stored, so that no end is missed
-            job_id = await self._submit_one(call, job)
+            stored = await self.submit(call, [job], self.app.submissions, self.entry(job.public_id))
+            job_id = stored.ids[0]
             if job_id == job.id:
                 return await self.record_when_final(call, job_id, watch, seconds, look_first=False)
         with self.app.hub.watch(job_id, end_only=True) as watch:
@@ -145,7 +154,7 @@ class Batch(SubmitHandler):
         "jobs:write",
         body=schemas.BatchRequest,
         answer=schemas.JobRecord(many=True),
-        errors=[LimitReached, NotAllowed, IdempotencyMismatch, Unavailable],
+        errors=[LimitReached, NotAllowed, Conflict, IdempotencyMismatch, Unavailable],
         headers=["Idempotency-Key"],
         action="job.submit",
     )
@@ -157,10 +166,10 @@ class Batch(SubmitHandler):
         """
         new = await asyncio.to_thread(_new_jobs, call.caller.user_id, call.body["jobs"])
         entry = self.entry(new[0].public_id, {"jobs": len(new), "last": new[-1].public_id})
-        ids = await self.submit(call, new, self.app.batches, entry)
-        if ids[0] == new[0].id:
-            return await asyncio.to_thread(self.app.records.of_new_batch, new, call.caller)
-        return await self.app.database.ask(self.app.records.of_batch, call.caller, ids)
+        stored = await self.submit(call, new, self.app.batches, entry, batch=True)
+        if stored.ids[0] == new[0].id:
+            return await asyncio.to_thread(self.app.records.of_new_batch, new, call.caller, stored.limits)
+        return await self.app.database.ask(self.app.records.of_batch, call.caller, stored.ids)
 
 
 class CancelMany(AppHandler):
@@ -216,6 +225,7 @@ class Cancel(AppHandler):
 class Rerun(SubmitHandler):
     @endpoint(
         "jobs:write",
+        body=schemas.RerunRequest,
         answer=schemas.JobRecord(),
         errors=[NotFound, LimitReached, NotAllowed, Conflict, IdempotencyMismatch, Unavailable],
         headers=["Idempotency-Key"],
@@ -224,20 +234,19 @@ class Rerun(SubmitHandler):
     async def post(self, call: Call, job_id: str) -> Any:
         """Run a job again.
 
-        Makes a new job of yours with the same request, to start as soon as it can. Only its owner can: others may
-        not see all of the request.
+        Makes a new job of yours with the same request, to start as soon as it can, with other limits where the body
+        names some. Only its owner can: others may not see all of the request.
         """
         found = await self.find(call, job_id, jobs.REQUEST)
         if found.row.user_id != call.caller.user_id:
             raise NotAllowed("Only its owner can run a job again.")
         if found.row.shell not in self.app.rules.shells:
             raise Conflict(f"The interpreter {found.row.shell} is not offered any more.")
-        job = submissions.new_job(call.caller.user_id, submissions.request_again(found.row))
-        entry = self.entry(job_id, {"job": job.public_id})
-        new_id = (await self.submit(call, [job], self.app.submissions, entry))[0]
-        if new_id == job.id:
-            return self.app.records.of_new(job, call.caller)
-        return await self.record(call.caller, new_id)
+        request = submissions.request_again(found.row, call.body)
+        if problem := schemas.secrets_problem(request):
+            raise InvalidRequest.of({"secrets": [problem]})
+        job = submissions.new_job(call.caller.user_id, request)
+        return await self.submit_one(call, job, self.entry(job_id, {"job": job.public_id}))
 
 
 def _new_jobs(user_id: int, requests: Sequence[Mapping[str, Any]]) -> list[NewJob]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from baselayer.access import Caller
@@ -33,7 +32,8 @@ class Users(AppHandler):
         Then make the first token with `POST /api/tokens`, giving the `username`.
         """
         name, given = call.body["username"], {key: value for key, value in call.body.items() if key != "username"}
-        return await self.change(lambda _: self.entry(name, given), _create, call.body, self.app.limits)
+        alone = self.app.settings.sandbox.mode == "none"
+        return await self.change(lambda _: self.entry(name, given), _create, call.body, self.app.limits, alone)
 
     @endpoint("users:admin", query=schemas.PageQuery, answer=schemas.UserRecord(many=True))
     async def get(self, call: Call) -> Any:
@@ -83,17 +83,16 @@ def _who_am_i(session: Session, caller: Caller, defaults: Limits) -> dict[str, A
     }
 
 
-def _create(session: Session, body: dict[str, Any], defaults: Limits) -> dict[str, Any]:
-    user_id = users.create(session, body["username"], body["role"], body["limits"])
-    name = session.scalar(select(User.username).where(User.id == user_id))
-    assert name is not None
-    return users.find(session, name, defaults)
+def _create(session: Session, body: dict[str, Any], defaults: Limits, alone: bool) -> dict[str, Any]:
+    user_id = users.create(session, body["username"], body["role"], alone=alone)
+    users.set_limits(session, user_id, body["limits"], defaults)
+    return users.find(session, body["username"], defaults)
 
 
 def _change(
     session: Session, caller: Caller, username: str, changes: dict[str, Any], defaults: Limits
 ) -> dict[str, Any]:
-    users.change(session, caller, username, changes)
+    users.change(session, caller, username, changes, defaults)
     return users.find(session, username, defaults)
 
 

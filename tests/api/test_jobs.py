@@ -12,14 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from baselayer.fields import rfc3339
+from shell_service.limits import NAMES
 from tests.client import Answer, Api, Person
 from tests.stack import Stack
 from tests.waiting import eventually
 
 RECORD = """
-    id name submitter_id submitter status reason code shell args env timeout priority retries retry_delay on_lost
-    attempt created_at modified run_at started_at finished_at return_code signal stdout stderr stdout_bytes stderr_bytes
-    output_truncated wall_seconds cpu_seconds peak_memory_bytes runner cancelled_by position pending_reason
+    id name submitter_id submitter status reason code shell args env timeout limits network secrets
+    secrets_in_env priority retries retry_delay on_lost attempt created_at modified run_at started_at finished_at
+    return_code signal stdout stderr stdout_bytes stderr_bytes output_truncated wall_seconds cpu_seconds
+    peak_memory_bytes written_bytes runner cancelled_by position pending_reason
 """.split()  # noqa: SIM905
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL"}
 
@@ -58,6 +60,8 @@ def test_a_new_job_s_record(alice: Api) -> None:
     assert (job["status"], job["attempt"], job["code"], job["shell"]) == ("PENDING", 0, "echo hello", "sh")
     assert (job["args"], job["env"], job["priority"], job["retries"], job["on_lost"]) == ([], {}, 0, 0, "fail")
     assert (job["timeout"], job["retry_delay"]) == (3600, 1)
+    assert job["limits"] == {name: me["limits"]["job"]["default"][name] for name in NAMES}
+    assert (job["network"], job["secrets"], job["secrets_in_env"]) == (False, [], False)
     assert before - timedelta(seconds=1) < at(job["created_at"]) < datetime.now(UTC) + timedelta(seconds=1)
     assert at(job["run_at"]) - at(job["created_at"]) == timedelta(seconds=3600)
     for name in ("reason", *RECORD[RECORD.index("started_at") : RECORD.index("position") + 1]):
@@ -234,7 +238,7 @@ def test_values_out_of_range_are_refused(alice: Api, field: str, value: Any) -> 
 
 
 @pytest.mark.parametrize(
-    "field", ["uid", "gid", "id", "user_id", "submitter", "status", "sandbox", "network", "limits", "Code", "a\r\nb"]
+    "field", ["uid", "gid", "id", "user_id", "submitter", "status", "sandbox", "mounts", "Code", "a\r\nb"]
 )
 def test_unknown_fields_are_refused_by_name(alice: Api, field: str) -> None:
     answer = refused(alice, field, {"code": "true", field: "x"})

@@ -77,7 +77,7 @@ def fill(transact: Transactions, ready: int, users: int, finished: int) -> None:
             " SELECT gen_random_uuid(), 1 + n % :users, :name, 0, 'true', 'sh', '[]', '{}', '', 1, :limits, 0, 0,"
             " 'fail', now(), now(), CASE WHEN :done THEN 'COMPLETED' END, CASE WHEN :done THEN now() END"
             " FROM generate_series(1, :count) n",
-            users=users, name=table, done=table == "done", count=count, limits=json.dumps(vars(JOB_LIMITS)),
+            users=users, name=table, done=table == "done", count=count, limits=json.dumps(JOB_LIMITS),
         )  # fmt: skip
     transact.sql("INSERT INTO ready_job (job_id, user_id, ord) SELECT id, user_id, 1 FROM job WHERE name = 'ready'")
 

@@ -20,11 +20,9 @@ from baselayer.database import Database, DatabaseUnavailable
 from baselayer.errors import IdempotencyMismatch, LimitReached, Unavailable
 from shell_service import queue, submissions
 from shell_service.queue import Fenced
-from shell_service.submissions import Submission
+from shell_service.submissions import Stored, Submission
 from tests.database import Transactions
 from tests.factories import LIMITS, NewJobFactory, add_jobs, add_runner, add_user
-
-Ids = list[uuid.UUID]
 
 
 @pytest.fixture
@@ -38,10 +36,10 @@ def submission(user: int, key: str | None = None, digest: bytes = b"", **fields:
     return Submission(user, NewJobFactory.build_batch(1, user_id=user, **fields), key, digest)
 
 
-def submitting(database: Database, batches: list[int] | None = None) -> Batcher[Submission, Ids]:
+def submitting(database: Database, batches: list[int] | None = None) -> Batcher[Submission, Stored]:
     """A batcher as web workers have it; `batches` gets the size of each batch."""
 
-    async def submit(items: list[Submission]) -> list[Ids | Exception]:
+    async def submit(items: list[Submission]) -> list[Stored | Exception]:
         if batches is not None:
             batches.append(len(items))
         return await database.fetch(submissions.submit(items, LIMITS))
@@ -83,8 +81,8 @@ def test_many_wait_for_few_transactions(database: Database, user: int, transact:
         return [batcher.put(submission(user)) for _ in range(500)]
 
     results = gather(make)
-    assert all(isinstance(result, list) for result in results)
-    assert len({result[0] for result in results}) == 500 == transact.scalar("SELECT count(*) FROM job")
+    assert all(isinstance(result, Stored) for result in results)
+    assert len({result.ids[0] for result in results}) == 500 == transact.scalar("SELECT count(*) FROM job")
     assert sum(batches) == 500
     assert len(batches) <= 4
 
@@ -110,8 +108,8 @@ def test_each_gets_his_own_refusal(database: Database, user: int, transact: Tran
 
     first, second, third = gather(make)
     assert isinstance(second, LimitReached)
-    assert isinstance(first, list)
-    assert isinstance(third, list)
+    assert isinstance(first, Stored)
+    assert isinstance(third, Stored)
 
 
 def test_fifty_with_the_same_key_make_one_job(database_url: str, user: int, transact: Transactions) -> None:
@@ -123,7 +121,7 @@ def test_fifty_with_the_same_key_make_one_job(database_url: str, user: int, tran
 def test_the_same_key_with_another_body_is_refused(database_url: str, user: int, transact: Transactions) -> None:
     results = in_workers(database_url, [submission(user, "key", bytes([65 + number % 2])) for number in range(50)])
     assert sum(isinstance(result, IdempotencyMismatch) for result in results) == 25
-    assert len({str(result) for result in results if isinstance(result, list)}) == 1
+    assert len({str(result) for result in results if isinstance(result, Stored)}) == 1
     assert transact.scalar("SELECT count(*) FROM job") == 1
 
 
@@ -131,7 +129,7 @@ def test_submissions_of_many_users_do_not_block_each_other(database_url: str, tr
     users = [transact(add_user) for _ in range(10)]
     items = [submission(users[number % 10], f"key{number % 3}", b"a") for number in range(200)]
     results = in_workers(database_url, items)
-    assert all(isinstance(result, list) for result in results), results
+    assert all(isinstance(result, Stored) for result in results), results
     assert transact.scalar("SELECT count(*) FROM job") == 30
 
 
@@ -143,7 +141,8 @@ def test_batches_and_single_submissions_store_the_same(transact: Transactions, u
     ]) for item in items]  # fmt: skip
     together = transact(submissions.submit(items, LIMITS).on)
     alone = [transact(submissions.submit([item], LIMITS).on)[0] for item in same]
-    assert [[job_id.int + 1 for job_id in ids] for ids in together] == [[job_id.int for job_id in ids] for ids in alone]
+    ids_of = [[job_id.int + 1 for job_id in item.ids] for item in together if isinstance(item, Stored)]
+    assert ids_of == [[job_id.int for job_id in item.ids] for item in alone if isinstance(item, Stored)]
     stored = (
         "SELECT array_agg((priority, ord) ORDER BY j.id)::text FROM job j JOIN ready_job ON job_id = id"
         " WHERE j.user_id = :user"
@@ -204,11 +203,11 @@ def test_a_mistake_of_ours_is_not_unavailability(database: Database) -> None:
 
 
 def test_when_the_database_is_away_all_are_told(database: Database, user: int) -> None:
-    async def away(items: list[Submission]) -> list[Ids | Exception]:
+    async def away(items: list[Submission]) -> list[Stored | Exception]:
         raise DatabaseUnavailable
 
     def make() -> list[Awaitable[Any]]:
-        batcher: Batcher[Submission, Ids] = Batcher(away)
+        batcher: Batcher[Submission, Stored] = Batcher(away)
         return [batcher.put(submission(user)) for _ in range(5)]
 
     assert all(isinstance(result, DatabaseUnavailable) for result in gather(make))
@@ -216,19 +215,19 @@ def test_when_the_database_is_away_all_are_told(database: Database, user: int) -
 
 def test_a_queue_has_an_end(database: Database, user: int) -> None:
     def make() -> list[Awaitable[Any]]:
-        async def submit(items: list[Submission]) -> list[Ids | Exception]:
+        async def submit(items: list[Submission]) -> list[Stored | Exception]:
             return await database.fetch(submissions.submit(items, LIMITS))
 
-        batcher: Batcher[Submission, Ids] = Batcher(submit, max_items=5, max_queue=10)
+        batcher: Batcher[Submission, Stored] = Batcher(submit, max_items=5, max_queue=10)
         return [batcher.put(submission(user)) for _ in range(20)]
 
     results = gather(make)
     assert 5 <= sum(isinstance(result, Unavailable) for result in results) <= 10
-    assert all(isinstance(result, list | Unavailable) for result in results)
+    assert all(isinstance(result, Stored | Unavailable) for result in results)
 
 
 def test_whoever_has_gone_does_not_hold_up_the_others(database: Database, user: int, transact: Transactions) -> None:
-    async def leave_early() -> Ids:
+    async def leave_early() -> Stored:
         batcher = submitting(database)
         leaver = asyncio.create_task(batcher.put(submission(user)))
         stayer = asyncio.create_task(batcher.put(submission(user)))
@@ -236,5 +235,5 @@ def test_whoever_has_gone_does_not_hold_up_the_others(database: Database, user: 
         leaver.cancel()
         return await stayer
 
-    assert len(asyncio.run(leave_early())) == 1
+    assert len(asyncio.run(leave_early()).ids) == 1
     assert transact.scalar("SELECT count(*) FROM job") == 2

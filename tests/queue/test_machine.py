@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 from baselayer.errors import IdempotencyMismatch
 from shell_service import liveness, queue, submissions
 from shell_service.queue import Fenced, Result
-from shell_service.submissions import Submission
+from shell_service.submissions import Stored, Submission
 from tests.database import Server, Transactions, install_witness
 from tests.factories import LIMITS, NewJobFactory, add_runner, add_user
 
@@ -81,10 +81,10 @@ class QueueMachine(RuleBasedStateMachine):
         new = NewJobFactory.build_batch(count, user_id=user, **fields)
         if fields["deferred"]:
             new = [NewJobFactory(**{**vars(job), "run_at": job.created_at}) for job in new]
-        (ids,) = self.transact(submissions.submit([Submission(user, new)], LIMITS).on)
-        assert isinstance(ids, list)
-        self.accepted.update(ids)
-        return multiple(*ids)
+        (stored,) = self.transact(submissions.submit([Submission(user, new)], LIMITS).on)
+        assert isinstance(stored, Stored)
+        self.accepted.update(stored.ids)
+        return multiple(*stored.ids)
 
     @rule(target=jobs, key=st.sampled_from(["a", "b"]), digest=st.sampled_from([b"1", b"2"]))
     def submit_with_key(self, key: str, digest: bytes) -> Any:
@@ -94,9 +94,10 @@ class QueueMachine(RuleBasedStateMachine):
         if known[0] != digest:
             assert isinstance(result, IdempotencyMismatch)
             return multiple()
-        assert result == known[1]
-        self.accepted.update(result)
-        return multiple(*result)
+        assert isinstance(result, Stored)
+        assert result.ids == known[1]
+        self.accepted.update(result.ids)
+        return multiple(*result.ids)
 
     @rule(job=jobs)
     def cancel(self, job: uuid.UUID) -> None:

@@ -14,9 +14,9 @@ from sqlalchemy.orm import Session
 from baselayer.errors import IdempotencyMismatch, InvalidRequest, LimitReached, NotAllowed
 from shell_service import liveness, queue, submissions, users
 from shell_service.queue import Claim, Fenced, Result
-from shell_service.submissions import Limits, NewJob, Submission
+from shell_service.submissions import Limits, NewJob, Stored, Submission
 from tests.database import Transactions
-from tests.factories import JOB_LIMITS, LIMITS, Enlisted, NewJobFactory, add_jobs, add_runner, add_user
+from tests.factories import BOUNDS, LIMITS, Enlisted, NewJobFactory, add_jobs, add_runner, add_user
 
 
 def fenced(claim: Claim) -> Fenced:
@@ -402,31 +402,31 @@ def test_a_refused_submission_stores_nothing_and_leaves_its_key_free(transact: T
     many = submission(user, key="k", jobs=NewJobFactory.build_batch(2, user_id=user))
     one = submission(user)
     first, refused = transact(submissions.submit([one, many], LIMITS).on)
-    assert isinstance(first, list)
+    assert isinstance(first, Stored)
     assert isinstance(refused, LimitReached)
     (second,) = transact(submissions.submit([submission(user)], LIMITS).on)
-    assert isinstance(second, list)
+    assert isinstance(second, Stored)
     assert transact.scalar("SELECT count(*) FROM job") == 2
     assert transact.scalar("SELECT count(*) FROM idempotency_key") == 0
 
 
 def test_limits_count_what_waits_and_what_came_this_minute(transact: Transactions) -> None:
-    defaults = Limits(max_running=1, max_queued=3, jobs_per_minute=5, job=JOB_LIMITS)
+    defaults = Limits(max_running=1, max_queued=3, jobs_per_minute=5, job=BOUNDS)
     user = transact(add_user)
     runner = transact(add_runner)
     now = datetime.now(UTC)
     jobs = [NewJobFactory(user_id=user, deferred=True, run_at=now), *NewJobFactory.build_batch(2, user_id=user)]
     (stored,) = transact(submissions.submit([submission(user, jobs=jobs)], defaults).on)
-    assert isinstance(stored, list)
+    assert isinstance(stored, Stored)
     (refused,) = transact(submissions.submit([submission(user)], defaults).on)
     assert isinstance(refused, LimitReached)
     assert "3 jobs queued" in refused.message
     claims = transact(runner.claim, 2)
     assert len(claims) == 2
-    assert all(isinstance(item, list) for item in transact(submissions.submit([submission(user)] * 1, defaults).on))
+    assert all(isinstance(item, Stored) for item in transact(submissions.submit([submission(user)] * 1, defaults).on))
     (fifth,) = transact(submissions.submit([submission(user)], defaults).on)
-    assert isinstance(fifth, list)
-    transact(queue.cancel, fifth, "alice")
+    assert isinstance(fifth, Stored)
+    transact(queue.cancel, fifth.ids, "alice")
     (refused,) = transact(submissions.submit([submission(user)], defaults).on)
     assert isinstance(refused, LimitReached)
     assert "a minute" in refused.message
@@ -465,7 +465,7 @@ def test_a_refusal_says_when_the_minutes_limit_has_room(transact: Transactions, 
         return this + earlier * (1 - second_then / 60)
 
     if counted(0) <= 9:  # the minute is so far on that there is room
-        assert isinstance(refusal, list)
+        assert isinstance(refusal, Stored)
         return
     assert isinstance(refusal, LimitReached)
     assert refusal.retry_after
@@ -476,7 +476,7 @@ def test_one_users_limit_does_not_touch_another(transact: Transactions, user: in
     full = transact(add_user, {"max_queued": 0})
     refused, stored = transact(submissions.submit([submission(full), submission(user)], LIMITS).on)
     assert isinstance(refused, LimitReached)
-    assert isinstance(stored, list)
+    assert isinstance(stored, Stored)
 
 
 def test_inactive_users_submit_nothing(transact: Transactions) -> None:

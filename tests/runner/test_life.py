@@ -85,7 +85,7 @@ def test_a_claim_whose_answer_was_lost_is_given_back(site: Site) -> None:
             "INSERT INTO job (id, user_id, name, priority, code, shell, args, env, stdin, timeout, limits, retries,"
             " retry_delay, on_lost, created_at, modified) VALUES (%s, %s, 'job', 0, 'true', 'sh', '[]', '{}', '',"
             " 9, %s, 0, 0, 'fail', now(), now())",
-            (str(job_id), user, json.dumps(vars(JOB_LIMITS))),
+            (str(job_id), user, json.dumps(JOB_LIMITS)),
         )
         connection.exec_driver_sql(
             "INSERT INTO running_job (job_id, user_id, ord, attempt, fence, runner_id, incarnation)"

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from sqlalchemy.dialects import postgresql
 
 from baselayer.access import Caller
-from baselayer.errors import InvalidRequest, NotFound, RangeNotSatisfiable
+from baselayer.errors import InvalidRequest, NotFound, RangeNotSatisfiable, sentence
 from baselayer.fields import Flag, Number, Text, Whole
-from baselayer.handler import _from_text, _sentence
+from baselayer.handler import _from_text
 from shell_service.handlers.base import decode_cursor, encode_cursor, job_cursor
 from shell_service.handlers.jobs import _preferred_wait
 from shell_service.handlers.output import parse_range
@@ -221,7 +221,7 @@ def test_values_in_a_query(field: Any, text: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("messages", "sentence"),
+    ("messages", "text"),
     [
         ({"a": ["Unknown field."]}, "Unknown field a."),
         ({"a": ["Must be text."]}, "The field a is not valid: Must be text."),
@@ -231,5 +231,5 @@ def test_values_in_a_query(field: Any, text: str, value: Any) -> None:
         ({"_schema": ["Too many."]}, "Too many."),
     ],
 )
-def test_sentences(messages: dict[str, Any], sentence: str) -> None:
-    assert _sentence(messages, "field") == sentence
+def test_sentences(messages: dict[str, Any], text: str) -> None:
+    assert sentence(messages, "field") == text

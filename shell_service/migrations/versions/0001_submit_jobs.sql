@@ -1,21 +1,26 @@
 -- Stores submissions, each whole or not at all, in one call: what a user may still submit is looked up, the jobs are
 -- entered and counted, and nobody else's submission of the same user comes in between.
 --
--- p_submissions: [{n, user_id, jobs, key, digest, ids, audit}], where n is the place in the array, jobs how many, key and
--- digest (hex) null without an Idempotency-Key, ids those of its jobs, and audit what the log is to say if it is stored
--- (see write_audit). p_jobs: the jobs of all, each with the n of its submission. The limits are those of users who have
--- none of their own.
+-- p_submissions: [{n, user_id, jobs, key, digest, ids, audit, asks, limits, network, secrets}], where n is the place in
+-- the array, jobs how many, key and digest (hex) null without an Idempotency-Key, ids those of its jobs, and audit what
+-- the log is to say if it is stored (see write_audit). asks is true where they ask for anything that not everybody may
+-- have: limits holds the most that any of them asks for, by name, network whether any asks for it, secrets the names of
+-- all. p_jobs: the jobs of all, each with the n of its submission. The limits are those of users who have none of their
+-- own: budgets, and what a job gets and may ask for, by name.
 --
 -- Returns a row for each submission that was not stored: 'known' with the ids that the same request stored before,
--- 'mismatch' where the key came with another request, 'inactive', or 'queued' and 'minute' for the limit that it would
--- exceed, with the limit, what counts against it, and after how many seconds it would not by the minute's limit.
+-- 'mismatch' where the key came with another request, 'inactive'; 'network' where its user may not give jobs the
+-- network; 'unreachable' where no runner can, with their reason; 'invalid' with the maxima of the limits that it exceeds
+-- and the names of secrets that there are not; or 'queued' and 'minute' for the budget that it would exceed, with the
+-- budget, what counts against it, and after how many seconds it would not by the minute's. And a row 'stored' with what
+-- its jobs got that ask for nothing, for each that was stored and whose user has such limits of his own.
 --
 -- The queue is counted only where it might be full (see SubmissionCount): for an exact counter all claims and cancels
 -- of a user would wait for its row. Submissions of the last minute are those of this minute by the clock, and of the
 -- one before as much as the last sixty seconds reach into it.
 CREATE FUNCTION submit_jobs(p_submissions json, p_jobs json, p_max_queued int, p_jobs_per_minute int,
-  p_job_limits jsonb)
-RETURNS TABLE (n int, outcome text, allowed int, counted int, seconds int, ids uuid[])
+  p_defaults jsonb, p_maxima jsonb)
+RETURNS TABLE (n int, outcome text, allowed int, counted int, seconds int, ids uuid[], detail jsonb)
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan
 -- Plans are kept, and the tables grow from nothing: only walks along an index are right at both ends.
@@ -39,6 +44,10 @@ DECLARE
   v_last int := 0;       -- of those arrays
   v_refused int[] := '{}';
   v_audit json[] := '{}';
+  v_limits jsonb := p_defaults - 'timeout';
+  v_timeout float8 := p_defaults ->> 'timeout';
+  v_own_limits jsonb[] := '{}';     -- by n + 1, where a user has his own
+  v_own_timeouts float8[] := '{}';
 BEGIN
   PERFORM pg_advisory_xact_lock(7200, u.user_id)
   FROM (SELECT DISTINCT r.user_id FROM json_to_recordset(p_submissions) AS r(user_id int) ORDER BY 1) AS u;
@@ -49,10 +58,13 @@ BEGIN
       coalesce(u.active, false) AS active,
       coalesce(l.max_queued, p_max_queued) AS max_queued,
       coalesce(l.jobs_per_minute, p_jobs_per_minute) AS jobs_per_minute, coalesce(c.queued, 0) AS queued,
+      r.asks, r.limits, r.network, r.secrets, l.network AS may_network,
+      nullif(l.defaults, '{}') AS defaults, nullif(l.maxima, '{}') AS maxima,
       CASE v_minute - c.minute WHEN 0 THEN c.submitted ELSE 0 END AS now,
       CASE v_minute - c.minute WHEN 0 THEN c.before WHEN 1 THEN c.submitted ELSE 0 END AS before
     FROM json_to_recordset(p_submissions) AS r(
-      n int, user_id int, jobs int, key text, digest text, ids uuid[], audit json)
+      n int, user_id int, jobs int, key text, digest text, ids uuid[], audit json,
+      asks boolean, limits jsonb, network boolean, secrets text[])
     LEFT JOIN "user" u ON u.id = r.user_id
     LEFT JOIN user_limits l ON l.user_id = r.user_id
     LEFT JOIN submission_count c ON c.user_id = r.user_id
@@ -66,9 +78,36 @@ BEGIN
     END IF;
     n := s.n;
     outcome := NULL;
+    detail := NULL;
     IF s.key IS NOT NULL THEN
       SELECT CASE k.request_digest WHEN s.digest THEN 'known' ELSE 'mismatch' END, k.job_ids INTO outcome, ids
       FROM idempotency_key k WHERE k.user_id = s.user_id AND k.key = s.key;
+    END IF;
+    IF outcome IS NULL AND NOT s.active THEN
+      outcome := 'inactive';
+    END IF;
+    IF outcome IS NULL AND s.asks THEN
+      IF s.network AND s.may_network IS NOT TRUE THEN
+        outcome := 'network';
+      ELSE
+        detail := jsonb_strip_nulls(jsonb_build_object('limits', (
+            SELECT jsonb_object_agg(a.name, m.most) FROM jsonb_each(s.limits) AS a(name, value),
+              LATERAL (SELECT coalesce(s.maxima -> a.name, p_maxima -> a.name) AS most) AS m
+            WHERE a.value::float8 > m.most::float8
+          ), 'secrets', (
+            SELECT jsonb_agg(w.name) FROM unnest(s.secrets) AS w(name)
+            WHERE NOT EXISTS (SELECT FROM secret x WHERE x.user_id = s.user_id AND x.name = w.name))));
+        IF detail <> '{}' THEN
+          outcome := 'invalid';
+        ELSIF s.network THEN
+          -- Where none is up, one that will be may be able to.
+          SELECT to_jsonb(min(r.facts ->> 'network')) INTO detail FROM runner r WHERE r.state = 'live'
+          HAVING bool_and(r.facts ->> 'network' IS NOT NULL);
+          IF detail IS NOT NULL THEN
+            outcome := 'unreachable';
+          END IF;
+        END IF;
+      END IF;
     END IF;
     IF outcome IS NULL THEN
       IF v_queued + s.jobs > s.max_queued THEN
@@ -78,9 +117,7 @@ BEGIN
           SELECT count(*) FROM (SELECT FROM deferred_job q WHERE q.user_id = s.user_id LIMIT s.max_queued + 1) AS d
         ) + CASE v_users[v_last] WHEN v_user THEN v_taken[v_last] ELSE 0 END;
       END IF;
-      IF NOT s.active THEN
-        outcome := 'inactive';
-      ELSIF v_queued + s.jobs > s.max_queued THEN
+      IF v_queued + s.jobs > s.max_queued THEN
         outcome := 'queued';
         allowed := s.max_queued;
         counted := v_queued;
@@ -114,18 +151,28 @@ BEGIN
     IF s.audit IS NOT NULL THEN
       v_audit := v_audit || s.audit;
     END IF;
+    IF s.defaults IS NOT NULL OR s.maxima IS NOT NULL THEN
+      SELECT jsonb_object_agg(d.name, least(d.value::numeric, coalesce(s.maxima -> d.name, p_maxima -> d.name)::numeric))
+      INTO detail FROM jsonb_each(p_defaults || coalesce(s.defaults, '{}')) AS d(name, value);
+      v_own_limits[n + 1] := detail - 'timeout';
+      v_own_timeouts[n + 1] := detail ->> 'timeout';
+      outcome := 'stored';
+      RETURN NEXT;
+    END IF;
   END LOOP;
 
   WITH new AS MATERIALIZED (
     SELECT * FROM json_to_recordset(p_jobs) AS r(
       n int, id uuid, user_id int, name text, priority smallint, code text, shell text, args jsonb, env jsonb,
-      stdin text, timeout float8, limits jsonb, network boolean, secrets jsonb, secrets_in_env boolean, run_at timestamptz, retries smallint, retry_delay float8, on_lost text,
+      stdin text, timeout float8, limits jsonb, network boolean, secrets jsonb, secrets_in_env boolean,
+      run_at timestamptz, retries smallint, retry_delay float8, on_lost text,
       created_at timestamptz, ord bigint, deferred boolean)
     WHERE r.n <> ALL (v_refused)),
   stored AS (
     INSERT INTO job (id, user_id, name, priority, code, shell, args, env, stdin, timeout, limits, network,
                      secrets, secrets_in_env, run_at, retries, retry_delay, on_lost, created_at, modified)
-    SELECT id, user_id, name, priority, code, shell, args, env, stdin, timeout, p_job_limits || limits, network,
+    SELECT id, user_id, name, priority, code, shell, args, env, stdin,
+           coalesce(timeout, v_own_timeouts[n + 1], v_timeout), coalesce(v_own_limits[n + 1], v_limits) || limits, network,
            secrets, secrets_in_env, run_at, retries, retry_delay, on_lost, created_at, created_at FROM new),
   later AS (
     INSERT INTO deferred_job (job_id, user_id, ord, run_at) SELECT id, user_id, ord, run_at FROM new WHERE deferred),

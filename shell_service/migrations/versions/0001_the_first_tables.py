@@ -164,6 +164,18 @@ def upgrade() -> None:
     op.create_index(op.f("job_user_id_name_id_index"), "job", ["user_id", "name", "id"], unique=False)
     op.create_index(op.f("job_user_id_status_id_index"), "job", ["user_id", "status", "id"], unique=False)
     op.create_table(
+        "secret",
+        sa.Column("user_id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("id", sa.Integer(), sa.Identity(always=True), nullable=False),
+        sa.Column("value", sa.LargeBinary(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("modified", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(["user_id"], ["user.id"], name=op.f("secret_user_id_fkey")),
+        sa.PrimaryKeyConstraint("user_id", "name", name=op.f("secret_pkey")),
+        sa.UniqueConstraint("id", name=op.f("secret_id_key")),
+    )
+    op.create_table(
         "token",
         sa.Column("id", sa.Integer(), sa.Identity(always=True), nullable=False),
         sa.Column("user_id", sa.Integer(), nullable=False),
@@ -248,6 +260,7 @@ def downgrade() -> None:
     op.execute("DROP FUNCTION refuse_change")
     op.drop_table("submission_count")
     op.drop_table("user_limits")
+    op.drop_table("secret")
     op.drop_index(op.f("token_user_id_index"), table_name="token")
     op.drop_table("token")
     op.drop_index(op.f("job_user_id_status_id_index"), table_name="job")
