@@ -20,7 +20,9 @@ from .gauge import Usage
 _MOST = 10_000  # processes and threads that are counted
 _GROWTH = 17 / 16  # of the quick sum, after which it is looked at closely again
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
-_HELD = re.compile(rb"^(?:RssAnon|RssShmem|VmSwap):\s+(\d+)", re.MULTILINE)
+_HELD = re.compile(rb"^(?:RssAnon|RssShmem|VmSwap|VmPTE):\s+(\d+)", re.MULTILINE)
+# A page of it for each 2 MiB that was touched, even if only read: then there is nothing else to be seen of these.
+_TABLES = re.compile(rb"^VmPTE:\s+(\d+)", re.MULTILINE)
 _SHARE = re.compile(rb"^(?:Pss_Anon|Pss_Shmem|SwapPss):\s+(\d+)", re.MULTILINE)
 
 File = tuple[int, int]  # device and inode
@@ -105,7 +107,8 @@ def _own(pid: int, files: Collection[File], devices: Collection[int]) -> int:
     share = _kilobytes(pid, "smaps_rollup", _SHARE)
     if share is None:
         return _kilobytes(pid, "status", _HELD) or 0
-    return max(0, share - sum(size for file, size in _mapped(pid) if file in files or file[0] in devices))
+    tables = _kilobytes(pid, "status", _TABLES) or 0
+    return tables + max(0, share - sum(size for file, size in _mapped(pid) if file in files or file[0] in devices))
 
 
 @functools.cache
