@@ -20,7 +20,7 @@ from shell_service.models import MAX_RETRY_DELAY
 from shell_service.output import OutputStore, Stream
 from shell_service.queue import Claim, Fenced, Result
 from shell_service.room import Memory
-from shell_service.sandbox import Command, Exit, Process, Sandbox, SandboxError
+from shell_service.sandbox import Command, Exit, NoNetwork, Process, Sandbox, SandboxError
 from shell_service.sandbox.cgroup import Group, Groups
 from shell_service.sandbox.gauge import Gauge, Usage, Watch
 from shell_service.sandbox.tree import Tree
@@ -95,7 +95,7 @@ class Attempt:
         try:
             try:
                 process = await self._start()
-            except ValueError as error:
+            except (ValueError, NoNetwork) as error:
                 await marking
                 return self._result(("FAILED", str(error)))
             except (SandboxError, OSError) as error:
@@ -112,7 +112,7 @@ class Attempt:
     async def _start(self) -> Process:
         claim, means = self.claim, self._means
         command = await self._command()
-        launcher = await means.sandbox.prepare(claim.user_id)
+        launcher = await means.sandbox.prepare(claim.user_id, claim.network)
         process = self._process = await launcher.start(command)
         means.failpoints.reach("runner.held")
         if means.groups:

@@ -188,7 +188,10 @@ class Runner:
     # -- whether jobs can be run -----------------------------------------------------------------------------------
 
     async def _test(self) -> str | None:
-        return self._journal.problem() or await self._sandbox.self_test(self._settings.limits.defaults)
+        problem = self._journal.problem() or await self._sandbox.self_test(self._settings.limits.defaults)
+        if not problem and (obstacle := await self._sandbox.network_obstacle()):
+            logger.warning("%s", obstacle)
+        return problem
 
     async def _test_again(self) -> None:
         await asyncio.sleep(self._settings.runner.heartbeat_seconds)

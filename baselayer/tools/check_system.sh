@@ -45,6 +45,8 @@ find_all() {
             say "libseccomp 2: missing"
             missing="$missing libseccomp2"
         fi
+        # Optional: only jobs that may have the network need it.
+        command -v slirp4netns >/dev/null 2>&1 || say "slirp4netns: not there, so no job can have the network (optional)"
     else
         say "this is not Linux: everything works but running jobs"
     fi

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # as type checkers know it; the typing module itself is too large for the launcher
 if TYPE_CHECKING:
-    from .command import Command, Exit, SandboxError
+    from .command import Command, Exit, NoNetwork, SandboxError
     from .process import Launcher, Process, kill_leftover
     from .sandbox import Facts, Sandbox
 
-__all__ = ["Command", "Exit", "Facts", "Launcher", "Process", "Sandbox", "SandboxError", "kill_leftover"]
+__all__ = ["Command", "Exit", "Facts", "Launcher", "NoNetwork", "Process", "Sandbox", "SandboxError", "kill_leftover"]
 
 _MODULES = {
     "Command": "command",
     "Exit": "command",
+    "NoNetwork": "command",
     "SandboxError": "command",
     "Launcher": "process",
     "Process": "process",

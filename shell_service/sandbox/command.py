@@ -25,6 +25,10 @@ class SandboxError(Exception):
         self.detail = detail or message
 
 
+class NoNetwork(SandboxError):
+    """This host cannot give a job a network with a way out, now or later."""
+
+
 @dataclass(frozen=True)
 class Command:
     """What to run: one attempt of a job.

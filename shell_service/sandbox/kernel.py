@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 
 # PyDLL keeps the interpreter's lock, which the child of clone() then holds like its parent did.
@@ -25,7 +26,8 @@ _PR_SET_NAME, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, _PR_CAPBSET_DROP = 15, 22, 
 
 _X86_64 = os.uname().machine == "x86_64"
 _CLONE, _PIVOT_ROOT, _CAPSET = (56, 155, 126) if _X86_64 else (220, 41, 91)  # else the numbers of all newer machines
-_CLOSE_RANGE, _MOUNT_SETATTR = 436, 442
+_CLOSE_RANGE, _PIDFD_GETFD, _MOUNT_SETATTR = 436, 438, 442
+_TUNATTACHFILTER = 0x401054D5
 
 CAP_SYS_ADMIN, CAP_SETFCAP = 21, 31
 _CAPABILITIES = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, of this process
@@ -42,6 +44,11 @@ def _check(result: int, what: str) -> int:
 
 def unshare(flags: int) -> None:
     _check(_libc.unshare(flags), "unshare")
+
+
+def setns(fd: int, kind: int) -> None:
+    """Moves this process into a namespace."""
+    _check(_libc.setns(fd, kind), "setns")
 
 
 def clone(flags: int) -> tuple[int, int]:
@@ -91,6 +98,11 @@ def close_all_but(*kept: int) -> None:
         first = fd + 1
 
 
+def pidfd_getfd(pidfd: int, number: int) -> int:
+    """A copy of another process's descriptor, for who could trace it."""
+    return _check(_libc.syscall(_long(_PIDFD_GETFD), pidfd, number, 0), "pidfd_getfd")
+
+
 def ignore_interrupts() -> None:
     """In place of Python's own handler of SIGINT, which would raise an exception anywhere."""
     sigint, sig_ign = 2, 1
@@ -112,7 +124,7 @@ def limit_capabilities(*kept: int) -> None:
 
 
 class Filter:
-    """A system call filter, ready to be attached."""
+    """An array of ``struct sock_filter``, ready to be attached."""
 
     class _Program(ctypes.Structure):  # struct sock_fprog
         _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p)]
@@ -121,7 +133,11 @@ class Filter:
         self._program = self._Program(len(instructions) // 8, instructions)
         self._address = ctypes.addressof(self._program)
 
+    def attach_to_tap(self, fd: int) -> None:
+        """In place of another one: what a tap hands out are only the frames for which the program returns not 0."""
+        fcntl.ioctl(fd, _TUNATTACHFILTER, bytes(self._program))
+
     def attach(self) -> None:
-        """To this process, for ever. Needs "no new privileges"."""
+        """As system call filter of this process, for ever. Needs "no new privileges"."""
         result = _libc.prctl(_PR_SET_SECCOMP, _long(_SECCOMP_MODE_FILTER), _long(self._address), _long(0), _long(0))
         _check(result, "seccomp")

@@ -13,8 +13,22 @@ import os
 import resource
 import select
 
-from . import job, kernel, root
-from .protocol import ENDED, ENDED_BODY, ENTERED, FAILED, INT, JOB, MAPPED, MAX_MESSAGE, READY, START, TERMINATE, Setup
+from . import job, kernel, root, slirp
+from .protocol import (
+    ENDED,
+    ENDED_BODY,
+    ENTERED,
+    FAILED,
+    INT,
+    JOB,
+    MAPPED,
+    MAX_MESSAGE,
+    READY,
+    RESTRICT,
+    START,
+    TERMINATE,
+    Setup,
+)
 from .walls import NICE, Walls
 
 
@@ -25,14 +39,14 @@ def main(fd: int) -> None:
     try:
         setup = Setup.unpack(data)
         programs = [os.pread(descriptor, 1 << 20, 0) for descriptor in descriptors]
-        isolate(setup, control)
-        start = job.Start(Walls(setup, programs))
+        way_out = isolate(setup, control, *programs[2:])
+        start = job.Start(Walls(setup, programs[:2]))
     except Exception as error:
         # No traceback: with the root changed, its module can be out of reach.
         control.send(FAILED + f"{type(error).__name__}: {error}".encode()[: MAX_MESSAGE - 1])
         return
     control.send(READY)
-    Launcher(control, start).serve()
+    Launcher(control, start, way_out).serve()
 
 
 def ask(control: _socket.socket) -> None:
@@ -49,17 +63,22 @@ def receive(sock: _socket.socket) -> tuple[bytes, list[int]]:
     return data, [fd for _, _, content in ancillary for (fd,) in INT.iter_unpack(content)]
 
 
-def isolate(setup: Setup, control: _socket.socket) -> None:
-    """Leaves the host behind: namespaces, root, uid, limits."""
+def isolate(setup: Setup, control: _socket.socket, frames: bytes | None = None) -> slirp.Slirp | None:
+    """Leaves the host behind: namespaces, root, uid, limits. With `frames` the network has a way out, for those."""
     runner = os.getppid()
     os.setsid()
     share_processors()
     os.umask(0o022)
     kernel.ignore_interrupts()
+    way_out = None if frames is None else slirp.Slirp()
+    etc = slirp.ETC if way_out else {}
     if setup.mapped:
-        root.enter_mapped(lambda: ask(control))
+        root.enter_mapped(lambda: ask(control), etc)
     else:
-        root.enter(setup.uid, setup.gid)
+        root.enter(setup.uid, setup.gid, etc)
+    root.leave_network()
+    if way_out and frames is not None:
+        way_out.connect(frames)
     for limit in (resource.RLIMIT_MEMLOCK, resource.RLIMIT_MSGQUEUE, resource.RLIMIT_RTPRIO, resource.RLIMIT_NICE):
         resource.setrlimit(limit, (0, 0))
     # Of a limit of 0 the kernel takes no notice where it pipes core dumps into a program of the host; 1 forbids it.
@@ -76,6 +95,7 @@ def isolate(setup: Setup, control: _socket.socket) -> None:
     gc.collect()
     gc.freeze()
     gc.disable()
+    return way_out
 
 
 def share_processors() -> None:
@@ -99,17 +119,23 @@ def share_processors() -> None:
 class Launcher:
     """Starts jobs, passes SIGTERM on, and tells of their ends."""
 
-    def __init__(self, control: _socket.socket, start: job.Start) -> None:
-        self._control, self._begin = control, start
+    def __init__(self, control: _socket.socket, start: job.Start, way_out: slirp.Slirp | None) -> None:
+        self._control, self._begin, self._way_out = control, start, way_out
         self._poll = select.poll()
         self._jobs: dict[int, tuple[int, int]] = {}  # by pidfd: the runner's number of it, and its pid
 
     def serve(self) -> None:
-        """Until the runner closes the control socket."""
+        """Until the runner closes the control socket, or there should be a way out and is none any more."""
         control = self._control.fileno()
         self._poll.register(control, select.POLLIN)
+        lost = -1
+        if self._way_out:
+            lost = self._way_out.pidfd
+            self._poll.register(lost, select.POLLIN)
         while True:
             for fd, _ in self._poll.poll():
+                if fd == lost:
+                    return
                 if fd != control:
                     self._end(fd)
                 elif not self._obey():
@@ -119,6 +145,10 @@ class Launcher:
         message, descriptors = receive(self._control)
         if not message:
             return False
+        if message == RESTRICT and self._way_out:
+            self._way_out.restrict(os.pread(descriptors[0], 1 << 20, 0))
+            os.close(descriptors[0])
+            return True
         number = JOB.unpack(message[1:])[0]
         if message[:1] == START:
             self._start(number, descriptors)

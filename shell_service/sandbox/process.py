@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from .command import UNAVAILABLE, Command, Exit, SandboxError
+from .network import Network
 from .order import order
 from .protocol import (
     ENDED,
@@ -32,6 +33,7 @@ from .protocol import (
     READY,
     REPORT,
     REPORT_BODY,
+    RESTRICT,
     START,
     TERMINATE,
     Setup,
@@ -156,12 +158,16 @@ class Launcher:
         self,
         setup: Setup,
         filters: Sequence[int],
+        network: Network | None,
         map_user: Callable[[int], Awaitable[None]],
         on_use: Callable[[Launcher], None],
         idle_seconds: float,
     ) -> None:
-        """`map_user` is given the pid of a launcher that has entered its user namespace, if `setup` says so."""
-        self._setup, self._filters, self._map_user = setup, filters, map_user
+        """`map_user` is given the pid of a launcher that has entered its user namespace, if `setup` says so.
+
+        With `network` the jobs' network has a way out.
+        """
+        self._setup, self._filters, self._network, self._map_user = setup, filters, network, map_user
         self._on_use, self._idle_seconds = on_use, idle_seconds
         self._numbers = itertools.count(1)
         self._starting = 0
@@ -261,6 +267,17 @@ class Launcher:
             with contextlib.suppress(OSError):
                 self._control.send(TERMINATE + JOB.pack(number))
 
+    def restrict(self, frames: bytes) -> None:
+        """Changes what its network lets out. A launcher that cannot be told so is ended."""
+        if self._control is not None:
+            file = memory_file(frames)
+            try:
+                socket.send_fds(self._control, [RESTRICT], [file])
+            except OSError:
+                self.close()
+            finally:
+                os.close(file)
+
     def close(self) -> None:
         """Ends the launcher process, and with it whatever it runs."""
         if self._idle is not None:
@@ -278,7 +295,13 @@ class Launcher:
             with theirs:
                 self._process = _program(theirs.fileno())
             _reap(loop, self._process)
-            socket.send_fds(ours, [self._setup.pack()], self._filters)
+            frames = self._network.frames if self._network else None
+            with contextlib.ExitStack() as sent:
+                descriptors = [*self._filters]
+                if frames is not None:
+                    descriptors.append(memory_file(frames))
+                    sent.callback(os.close, descriptors[-1])
+                socket.send_fds(ours, [self._setup.pack()], descriptors)
             async with asyncio.timeout(PATIENCE):
                 answer = await loop.sock_recv(ours, MAX_MESSAGE)
                 if answer == ENTERED:
@@ -296,6 +319,8 @@ class Launcher:
             raise
         self._control = ours
         loop.add_reader(ours.fileno(), self._on_message, ours)
+        if self._network and self._network.frames != frames:  # they changed meanwhile
+            self.restrict(self._network.frames)
 
     def _on_message(self, control: socket.socket) -> None:
         try:

@@ -2,9 +2,11 @@
 
 On the launcher's control socket (SEQPACKET, so a message is a datagram that arrives in order):
 
-- first SETUP to the launcher, with the system call filters as descriptors, answered by READY or FAILED; in between,
-  where the runner has to map the launcher's user, by ENTERED, to which the runner says MAPPED;
-- then START with the descriptors of one job, and TERMINATE; answered, when all of a job is gone, by ENDED.
+- first SETUP to the launcher, with the two system call filters as descriptors, and the filter of frames as a third if
+  its network is to have a way out; answered by READY or FAILED; in between, where the runner has to map the launcher's
+  user, by ENTERED, to which the runner says MAPPED;
+- then START with the descriptors of one job, and TERMINATE; answered, when all of a job is gone, by ENDED;
+- RESTRICT with another filter of frames, unanswered.
 
 On a job's own socket: its init sends HELD, with a pidfd of itself and the job's file systems, or FAILED; the runner
 sends GO; the init REPORT.
@@ -18,7 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-READY, FAILED, ENTERED, MAPPED, START, TERMINATE, ENDED, HELD, GO, REPORT = (bytes([kind]) for kind in range(1, 11))
+READY, FAILED, ENTERED, MAPPED, START, TERMINATE, ENDED, RESTRICT = (bytes([kind]) for kind in range(1, 9))
+HELD, GO, REPORT = (bytes([kind]) for kind in range(9, 12))
 MAX_MESSAGE = 4096
 #: What a job can write to: each is a file system of its own, in memory. Their descriptors come with HELD.
 FOLDERS = ("/job", "/tmp", "/dev/shm")

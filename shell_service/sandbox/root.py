@@ -40,27 +40,28 @@ PROGRAMS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 TARGETS = ("proc", "job", "tmp", "dev/shm", "run/job")
 
 
-def enter(uid: int, gid: int) -> None:
+def enter(uid: int, gid: int, etc: dict[str, str]) -> None:
     """Moves this process into namespaces of its own with the prepared root. Raises OSError.
 
-    In them it is root, but outside, where root does this, `uid` and `gid`, else whoever it was.
+    In them it is root, but outside, where root does this, `uid` and `gid`, else whoever it was. `etc` are files beside
+    those of `ETC`, or instead of them. The network stays the host's.
     """
     if os.geteuid() == 0:
-        _enter_files(privileged=True)
+        _enter_files(True, etc)
         _become(uid, gid)
         _be_root_within()
     else:
         _be_root_within()
-        _enter_files(privileged=False)
+        _enter_files(False, etc)
 
 
-def enter_mapped(ask: Callable[[], None]) -> None:
+def enter_mapped(ask: Callable[[], None], etc: dict[str, str]) -> None:
     """As `enter`, but `ask` has somebody who may do so say which uid root is in the user namespace."""
     kernel.unshare(kernel.CLONE_NEWUSER)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # lost with any such change; without it /proc/self is root's
     ask()
     _become(0, 0)
-    _enter_files(privileged=False)
+    _enter_files(False, etc)
 
 
 def _be_root_within() -> None:
@@ -77,17 +78,22 @@ def _become(uid: int, gid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
-def _enter_files(privileged: bool) -> None:
-    kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWNET)
+def leave_network() -> None:
+    """Moves this process into an empty network namespace, which its user namespace owns. Raises OSError."""
+    kernel.unshare(kernel.CLONE_NEWNET)
+    _loopback_up()
+    _keep_no_time_wait()
+
+
+def _enter_files(privileged: bool, etc: dict[str, str]) -> None:
+    kernel.unshare(kernel.CLONE_NEWNS)
     kernel.mount(None, b"/", None, MS_REC | MS_PRIVATE)
     base = b"/tmp"  # any folder that exists on every machine; nothing is taken from it
     kernel.mount(b"tmpfs", base, b"tmpfs", MS_NOSUID, b"mode=0755,size=4m,nr_inodes=1k")
-    _build(os.fsdecode(base + ROOT), privileged)
+    _build(os.fsdecode(base + ROOT), privileged, ETC | etc)
     os.mkdir(base + b"/proc")
     kernel.mount(b"/proc", base + b"/proc", None, MS_BIND | MS_REC)
     kernel.change_root(base)
-    _loopback_up()
-    _keep_no_time_wait()
 
 
 def map_user(inside: int, uid: int, gid: int, proc: int | None = None) -> None:
@@ -108,14 +114,14 @@ def write(path: str | bytes, data: bytes, create: int = 0, at: int | None = None
     os.close(fd)
 
 
-def _build(root: str, privileged: bool) -> None:
+def _build(root: str, privileged: bool, etc: dict[str, str]) -> None:
     os.mkdir(root)
     kernel.mount(b"tmpfs", root.encode(), b"tmpfs", MS_NOSUID, b"mode=0755,size=4m,nr_inodes=1k")
     for target in TARGETS:
         os.makedirs(f"{root}/{target}")
     os.makedirs(f"{root}/etc/ssl")
     os.mkdir(f"{root}/var")
-    for name, text in ETC.items():
+    for name, text in etc.items():
         _write(f"{root}/etc/{name}", text.encode())
     for path in COPIES:
         if os.path.isfile(f"/{path}"):

@@ -1,4 +1,4 @@
-"""The runner's sandbox: one launcher a user, kept while in use."""
+"""The runner's sandbox: one launcher a user, and one more if jobs of his want the network, kept while in use."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import asyncio
 import logging
 import os
 import random
+import time
 from typing import Literal, TypedDict
 
 from shell_service import settings
 from shell_service.limits import JobLimits
 
 from . import seccomp, uids
-from .command import UNAVAILABLE, Command, SandboxError
+from .command import UNAVAILABLE, Command, NoNetwork, SandboxError
+from .network import Network
 from .process import PATIENCE, Launcher, memory_file
 from .protocol import Setup
 
@@ -22,6 +24,12 @@ HINT = (
     "Needed are Linux 5.12, libseccomp2, and user namespaces for everybody (sysctl user.max_user_namespaces, "
     "kernel.unprivileged_userns_clone=1, on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0); "
     "in a container also a /proc without masks."
+)
+#: Seconds after which a job that wants the network has it looked for again where there was none.
+NETWORK_RETRY = 30.0
+NETWORK_HINT = (
+    "Needed are slirp4netns, a /dev/net/tun that the runner may open (all may, or it is root), and, where Yama is in "
+    "the kernel, sysctl kernel.yama.ptrace_scope of 0 or 1."
 )
 #: Prints a word for each wall that is not there, then "end".
 TEST = rb"""
@@ -71,14 +79,27 @@ class Sandbox:
         self._options = options
         self._uids = uids.choose(options.uid_base)
         self._tested = False
-        self._launchers: dict[int, Launcher] = {}
+        self._launchers: dict[tuple[int, bool], Launcher] = {}  # by user and whether there is a way out
         self._filters: list[int] = []
+        self._network: Network | None = None
+        self._no_network: str | None = None  # why, by the last test
+        self._network_tested = 0.0
 
-    async def prepare(self, user_id: int) -> Launcher:
-        """The launcher of a user, ready. Raises SandboxError."""
-        launcher = self._launchers.get(user_id)
+    async def prepare(self, user_id: int, network: bool = False) -> Launcher:
+        """The launcher of a user, ready; with `network` for jobs whose network has a way out.
+
+        Raises SandboxError, which is NoNetwork if the last test said so, which is repeated now and then.
+        """
+        if network and self._no_network and time.monotonic() - self._network_tested > NETWORK_RETRY:
+            await self.network_obstacle()
+        if network and self._no_network:
+            raise NoNetwork("This runner has no network for jobs.", self._no_network)
+        return await self._ready(user_id, network)
+
+    async def _ready(self, user_id: int, network: bool) -> Launcher:
+        launcher = self._launchers.get((user_id, network))
         if launcher is None:
-            launcher = self._new(user_id)
+            launcher = self._new(user_id, network)
         await launcher.connect()
         return launcher
 
@@ -87,6 +108,9 @@ class Sandbox:
         for launcher in self._launchers.values():
             launcher.close()
         self._launchers.clear()
+        if self._network is not None:
+            self._network.close()
+            self._network = None
         for descriptor in self._filters:
             os.close(descriptor)
         self._filters.clear()
@@ -100,7 +124,7 @@ class Sandbox:
         problem = await self._test(limits)
         if problem and not self._tested and isinstance(self._uids, uids.Subordinate):
             separate, self._uids = self._uids, uids.Shared()
-            self._end(0)
+            self._end(0, network=False)
             if await self._test(limits):
                 self._uids = separate
             else:
@@ -134,9 +158,20 @@ class Sandbox:
 
     def facts(self) -> Facts:
         """What holds here."""
-        return Facts(sandbox="walls", uids=self._uids.kind, limits=dict(LIMITS), network=None)
+        return Facts(sandbox="walls", uids=self._uids.kind, limits=dict(LIMITS), network=self._no_network)
 
-    def _new(self, user_id: int) -> Launcher:
+    async def network_obstacle(self) -> str | None:
+        """None if jobs can be given a network with a way out, tried just now, else a sentence for the operator."""
+        self._network_tested = time.monotonic()
+        try:
+            await self._ready(0, network=True)
+            self._no_network = None
+        except SandboxError as error:
+            detail = error.detail.strip().splitlines()[-1]
+            self._no_network = f"Jobs cannot be given the network: {detail}. {NETWORK_HINT}"
+        return self._no_network
+
+    def _new(self, user_id: int, network: bool) -> Launcher:
         if not self._filters:
             try:
                 self._filters = [memory_file(seccomp.program(system_v)) for system_v in (True, False)]
@@ -146,10 +181,24 @@ class Sandbox:
         setup = Setup(ids.kind == "subordinate", *ids.of(user_id), o.tmp_size, o.shm_size)
 
         def used(launcher: Launcher) -> None:
-            self._launchers[user_id] = launcher
+            self._launchers[user_id, network] = launcher
             self._evict(launcher)
 
-        return Launcher(setup, self._filters, lambda pid: ids.map(pid, user_id), used, o.launcher_idle_seconds)
+        way_out = self._way_out() if network else None
+        return Launcher(setup, self._filters, way_out, lambda pid: ids.map(pid, user_id), used, o.launcher_idle_seconds)
+
+    def _way_out(self) -> Network:
+        if self._network is None:
+            try:
+                self._network = Network(self._restrict)
+            except OSError as error:
+                raise SandboxError(UNAVAILABLE, f"no filter of frames: {error}") from error
+        return self._network
+
+    def _restrict(self) -> None:
+        for (_, network), launcher in list(self._launchers.items()):
+            if network and self._network is not None:
+                launcher.restrict(self._network.frames)
 
     def _evict(self, wanted: Launcher) -> None:
         """End idle launchers other than `wanted` while there are too many.
@@ -157,12 +206,12 @@ class Sandbox:
         By chance, as users take turns: of one more user than there is room for, the least recently used is always
         the very one that comes next.
         """
-        idle = [user_id for user_id, other in self._launchers.items() if not other.busy and other is not wanted]
+        idle = [key for key, other in self._launchers.items() if not other.busy and other is not wanted]
         random.shuffle(idle)
-        for user_id in idle[: max(0, len(self._launchers) - self._options.max_launchers)]:
-            self._end(user_id)
+        for key in idle[: max(0, len(self._launchers) - self._options.max_launchers)]:
+            self._end(*key)
 
-    def _end(self, user_id: int) -> None:
-        launcher = self._launchers.pop(user_id, None)
+    def _end(self, user_id: int, network: bool) -> None:
+        launcher = self._launchers.pop((user_id, network), None)
         if launcher:
             launcher.close()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.database import assert_consistent
+from tests.sandbox.play_network import without_slirp4netns
 from tests.services import Service, Site
 from tests.waiting import eventually
 
@@ -50,4 +51,16 @@ def test_a_job_for_which_no_sandbox_can_be_made_is_given_back(empty_site: Site) 
         assert (job.status, job.attempt, site.output(job)) == ("COMPLETED", 1, output)
     eventually(lambda: problem(site) is None)
     assert "jobs are taken again" in runner.log()
+    assert_consistent(site.transact)
+
+
+def test_a_runner_without_network_runs_all_other_jobs(empty_site: Site) -> None:
+    site = empty_site
+    runner = site.start_runner(enter=without_slirp4netns)
+    wanting = site.run("echo with", network=True)
+    assert (wanting.status, wanting.reason) == ("FAILED", "This runner has no network for jobs.")
+    assert (wanting.attempt, wanting.return_code, site.output(wanting)) == (1, None, b"")
+    assert site.run("echo without").status == "COMPLETED"
+    assert problem(site) is None
+    assert "slirp4netns is not installed" in runner.log()
     assert_consistent(site.transact)

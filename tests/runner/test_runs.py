@@ -77,6 +77,12 @@ def test_other_interpreters(site: Site) -> None:
     assert (site.output(job), job.return_code) == (b"3\n", 4)
 
 
+def test_the_network_is_for_jobs_that_have_it(site: Site) -> None:
+    for wanted, interfaces in ((True, b"lo\ntap0\n"), (False, b"lo\n")):
+        job = site.run("ls /proc/sys/net/ipv4/conf | grep -E '^(lo|tap0)$'", network=wanted)
+        assert site.output(job) == interfaces
+
+
 def test_an_interpreter_that_is_not_here(site: Site) -> None:
     job = site.run("true", shell="no-such-shell")
     assert job.status == "FAILED"
