@@ -45,7 +45,7 @@ def parse(text: str) -> list[Knob]:
         (stack[-1][1].below if stack else top).append(knob)
         if value is None:
             stack.append((indent, knob))
-            last_comment = ""
+            last_comment = knob.comment if len(path) > 1 else ""  # what stands above `memory` is about its default too
         comment = []
     return top
 
