@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 from typing import Any
 
 import pytest
 
 from shell_service import ends
+from shell_service.limits import JobLimits
 from shell_service.sandbox import Exit
 from shell_service.sandbox.gauge import Usage
 from tests.factories import JOB_LIMITS
 
 GiB = 1 << 30
-LIMITS = dataclasses.replace(JOB_LIMITS, memory=GiB, processes=64, cpu_seconds=10, file_size=GiB)
+LIMITS = JobLimits(**{**JOB_LIMITS, "memory": GiB, "processes": 64, "cpu_seconds": 10, "file_size": GiB})
 KILL, XCPU, XFSZ = signal.SIGKILL, signal.SIGXCPU, signal.SIGXFSZ
 
 
