@@ -21,7 +21,7 @@ from marshmallow import Schema, ValidationError
 from marshmallow.experimental.context import Context as MarshmallowContext
 from tornado import httputil, web
 
-from baselayer import errors, log, token
+from baselayer import errors, log
 from baselayer.access import Authenticator, Caller
 from baselayer.bodies import LARGE_BODY, MOST_VALUES, has_too_many_values
 from baselayer.database import on_behalf_of
@@ -368,8 +368,8 @@ class Handler(web.RequestHandler):
         if self.context.log_requests:
             requests_logger.info(
                 "%s %s %d %.1f ms %s %s",
-                self.request.method,
-                token.masked(self.request.path[:200]),
+                (self.request.method or "")[:20],
+                self.request.path[:200],
                 self.get_status(),
                 seconds * 1000,
                 self.request.remote_ip,

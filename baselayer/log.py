@@ -10,10 +10,18 @@ import sys
 from datetime import UTC, datetime
 from typing import TextIO
 
+from baselayer import token
+
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
 
-# Logged text may come from anyone: a line stays one line and never moves a terminal's cursor.
-_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
+# Logged text may come from anyone: a line stays one line, is shown in the order in which it was written, and moves no
+# terminal's cursor.
+_CONTROLS = (*range(32), *range(127, 160))
+_DIRECTIONS = (0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_ESCAPES = {code: f"\\x{code:02x}" for code in _CONTROLS if code not in (9, 10)} | {
+    code: f"\\u{code:04x}" for code in _DIRECTIONS
+}
+_LONGEST = 16_000  # characters of a message; a traceback has fewer
 
 
 def escape(text: str) -> str:
@@ -22,14 +30,19 @@ def escape(text: str) -> str:
 
 
 class LineFormatter(logging.Formatter):
-    """``time level request logger message``, control characters escaped, further lines (tracebacks) indented."""
+    """``time level request logger message``, control characters escaped, further lines (tracebacks) indented.
+
+    What may be a token is left out, wherever it comes from, and so is what is beyond any sensible length.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
         message = record.getMessage()
         if record.exc_info:
             message += "\n" + self.formatException(record.exc_info)
-        message = escape(message).replace("\n", "\n    ")
+        if len(message) > _LONGEST:
+            message = message[:_LONGEST] + " ..."
+        message = escape(token.masked(message)).replace("\n", "\n    ")
         return f"{time} {record.levelname:<7} {request_id.get()} {record.name}: {message}"
 
 

@@ -14,13 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from baselayer import privilege, rendering
+from baselayer import privilege, rendering, token
 from baselayer.config import ConfigError
 from shell_service import __version__
 from shell_service.settings import ROOT, Settings
 
 SERVICES = ROOT / "services"
-# Where nginx finds its certificate and key, which may be readable for root alone: files in memory, handed to it.
+# Where nginx finds certificate and key that may be readable for root alone: files in memory, handed to it.
 CERTIFICATE_DESCRIPTOR, KEY_DESCRIPTOR = 10, 11
 
 
@@ -156,6 +156,7 @@ def _context(settings: Settings, overlay: Path | None) -> dict[str, Any]:
         "problem": problem,
         # Not for localhost: browsers would refuse plain HTTP of everything else on that host.
         "hsts": bool(tls.certificate and settings.server.public_url),
+        "token_prefix": token.PREFIX,
         "open_files": files,
         "app_stop_seconds": _app_stop_seconds(settings),
         "runner_stop_seconds": runner_stop_seconds(settings),
@@ -163,10 +164,14 @@ def _context(settings: Settings, overlay: Path | None) -> dict[str, Any]:
         "nginx_files": nginx_files,
         "nginx_connections": nginx_files - 64,
         "listen": f"{host}:{settings.server.port}",
-        "tls_certificate": f"/proc/self/fd/{CERTIFICATE_DESCRIPTOR}",
-        "tls_key": f"/proc/self/fd/{KEY_DESCRIPTOR}",
+        "tls_certificate": _tls_file(settings, CERTIFICATE_DESCRIPTOR, tls.certificate, "server.tls.certificate"),
+        "tls_key": _tls_file(settings, KEY_DESCRIPTOR, tls.key, "server.tls.key"),
         "site_policy": site_policy(settings.site_dir),
     }
+
+
+def _tls_file(settings: Settings, descriptor: int, path: str, key: str) -> Path:
+    return Path(f"/proc/self/fd/{descriptor}") if settings.router_account else rendering.check_path(ROOT / path, key)
 
 
 def _open_files(wanted: int) -> int:

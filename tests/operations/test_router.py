@@ -6,25 +6,44 @@ import json
 import re
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from http.client import HTTPResponse
 from typing import Any
 
 import pytest
 
 from tests.stack import Stack
+from tests.unit.test_log import HIDDEN
 from tests.waiting import eventually
 
+PASSWORD = b"hunter2"
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PURGE"]
 
 
 def exchange(stack: Stack, request: bytes) -> tuple[int, dict[str, str], bytes]:
-    """Send bytes as they are; status, headers (lower case) and body of the answer."""
+    """Send bytes as they are; status, headers (lower case) and body of the answer, which has the safety headers."""
     with socket.create_connection(("127.0.0.1", stack.settings.server.port), timeout=20) as connection:
         connection.sendall(request)
         answer = HTTPResponse(connection)
         answer.begin()
+        assert_safe(answer.getheaders())
         return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+
+
+def assert_safe(headers: Iterable[tuple[str, str]]) -> None:
+    """Every answer says, once, that it is what it says it is, cannot be framed, and is for no other site."""
+    found: dict[str, list[str]] = {}
+    for name, value in headers:
+        found.setdefault(name.lower(), []).append(value)
+    assert found["x-content-type-options"] == ["nosniff"]
+    assert found["referrer-policy"] == ["no-referrer"]
+    (policy,) = found["content-security-policy"]
+    assert "frame-ancestors 'none'" in policy
+    assert "default-src 'none'" in policy or "default-src 'self'" in policy
+    assert "unsafe-inline" not in policy.partition("style-src")[0]
+    assert found["server"] == ["nginx"]
+    assert "strict-transport-security" not in found  # without TLS it would be a lie
+    assert not [name for name in found if name.startswith("access-control-")]
 
 
 def error_of(body: bytes) -> dict[str, Any]:
@@ -136,32 +155,67 @@ def test_a_client_cannot_say_who_it_is(stack: Stack) -> None:
     assert "203.0.113.9" not in logs[0]
 
 
-def test_the_log_holds_neither_tokens_nor_control_characters(stack: Stack) -> None:
-    marker = uuid.uuid4().hex
-    target = f"/api/{marker}/%1b%5b2J%0aforged?token={stack.admin_token}".encode()
+def send_what_should_not_be_logged(stack: Stack) -> None:
+    """Tokens wherever one might put them, control characters in one byte and in two, endless methods and addresses;
+    returns when the router has logged it all."""
     token = stack.admin_token.encode()
-    exchange(
-        stack,
-        b"GET " + target + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAuthorization: token " + token + b"\r\n\r\n",
-    )
+    marker = uuid.uuid4().hex
+    more = [
+        b"Authorization: token " + token,
+        b"Referer: http://a/\xc2\x9b2J?token=" + PASSWORD,
+        b"User-Agent: \xc2\x9b2J",
+    ]
+    head = b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n" + b"\r\n".join(more) + b"\r\n\r\n"
+    for line in (
+        b"GET /api/%1b%5b2J%0aforged?token=" + token,
+        b"GET /%1b%5b2J%0aforged?token=" + token,
+        b"GET /api/?password=" + PASSWORD,
+        b"GET /" + b"a" * 300 + b"%0aforged",
+        b"GET /index.html/%0aforged",
+        b"GET /api/" + token,
+        b"GET /api/jobs/" + token + b"/stdout",
+        b"GET /api/\xc2\x9b2J\x9b2J\xff\xe2\x80\xae",
+        b"GET /api/" + b"a" * 14_000,
+        b"P" * 14_000 + b" /api/jobs",
+        f"GET /api/{marker}".encode(),
+    ):
+        assert exchange(stack, line + head)[0] in (400, 404, 405, 503)
     eventually(lambda: marker in stack.log("nginx"))
-    for log in stack.settings.log_dir.iterdir():
-        text = log.read_text()
-        assert stack.admin_token not in text, log
-        assert "\x1b" not in text, log
-        assert not re.search("^forged", text, re.MULTILINE), log
 
 
-@pytest.mark.parametrize("path", ["/api/sysinfo", "/api/none", "/status", "/", "/metrics"])
-def test_every_answer_has_the_safety_headers(stack: Stack, path: str) -> None:
+def assert_logs_are_clean(stack: Stack) -> None:
+    """No token, nothing but text in whole lines, and no line too long for a pipe to take at once."""
+    for log in stack.settings.log_dir.glob("*.log"):
+        text = log.read_bytes().decode()
+        assert stack.admin_token[:30] not in text, log
+        assert PASSWORD.decode() not in text, log
+        assert not HIDDEN.search(text), log
+        assert not re.search(r"^forged", text, re.MULTILINE), log
+        assert max(len(line.encode()) for line in text.split("\n")) < 4096, log
+
+
+def test_the_logs_hold_neither_tokens_nor_control_characters(stack: Stack) -> None:
+    send_what_should_not_be_logged(stack)
+    assert_logs_are_clean(stack)
+    assert '"GET /api/\\xC2\\x9B2J\\x9B2J\\xFF' in stack.log("nginx")
+    assert '"PPPPPPPPPPPPPPPPPPPP..." 405' in stack.log("nginx")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/api/sysinfo", "/api/user", "/api/none", "/api", "/api/openapi.json", "/status", "/metrics", "/", "/folder",
+     "/folder/", "/.hidden", "/nothing", "/static/..%2f.."],
+)  # fmt: skip
+def test_every_answer_is_safe_and_for_no_other_site(stack: Stack, path: str) -> None:
+    (stack.settings.site_dir / "folder").mkdir(exist_ok=True)
     with stack.client(token="") as client:
-        headers = client.get(path).headers
-    assert headers.get_list("X-Content-Type-Options") == ["nosniff"]
-    assert headers.get_list("Referrer-Policy") == ["no-referrer"]
-    assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
-    assert len(headers.get_list("Content-Security-Policy")) == 1
-    assert headers["Server"] == "nginx"
-    assert "Strict-Transport-Security" not in headers  # without TLS it would be a lie
+        for origin in ("null", "https://evil.example", f"{stack.base_url}.evil.example", stack.base_url):
+            for method in ("GET", "HEAD", "POST", "OPTIONS"):
+                preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+                answer = client.request(method, path, headers={"Origin": origin, **preflight})
+                assert_safe(answer.headers.multi_items())
+        tag = client.get("/").headers["ETag"]
+        assert_safe(client.get("/", headers={"If-None-Match": tag}).headers.multi_items())
 
 
 def test_the_site_is_compressed_and_the_api_is_not(stack: Stack) -> None:
@@ -190,6 +244,9 @@ def test_without_workers_and_status_server_it_is_503_as_well(stack: Stack) -> No
                 answer = client.post(path, json={"code": "true"})
                 assert (answer.status_code, int(answer.headers["Retry-After"]) > 0) == (503, True)
                 assert error_of(answer.content)["data"]["code"] == "unavailable"
+        send_what_should_not_be_logged(stack)  # of what it cannot pass on, the router says in an error log why
+        assert "failed (111: Connection refused)" in stack.log("nginx")
+        assert_logs_are_clean(stack)
     finally:
         stack.start_group("status", "app")
 

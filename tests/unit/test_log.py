@@ -6,11 +6,13 @@ import logging
 import re
 import sys
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from baselayer import log
+from baselayer import log, token
 
+# Control characters, and those that change the direction in which text is shown.
+HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z INFO    - name: ")
 
 
@@ -26,16 +28,33 @@ def test_a_line() -> None:
 
 
 @given(st.text())
+@example("\u200f\u2028\u202a\u202e\u2066\u2069")
 def test_no_text_forges_a_line(text: str) -> None:
     first, *others = formatted("said: %s", text).split("\n")
     assert LINE.match(first)
     assert all(line.startswith("    ") for line in others)
-    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "".join([first, *others]))
+    assert not HIDDEN.search("".join([first, *others]))
 
 
-@given(st.text(st.characters(blacklist_categories=["Cc", "Cs"])))
+@given(st.text(st.characters(blacklist_categories=["Cc", "Cs", "Cf", "Zl", "Zp"])))
 def test_ordinary_text_stays_as_it_is(text: str) -> None:
     assert log.escape(text) == text
+
+
+def test_a_line_is_not_endless() -> None:
+    line = formatted("said: %s", "x" * 1_000_000)
+    assert len(line) < 20_000
+    assert line.endswith("x ...")
+
+
+def test_no_token_is_in_it() -> None:
+    minted = token.mint()
+    try:
+        raise ValueError(minted)
+    except ValueError:
+        text = formatted("%s: %s", "it is", minted, exc_info=sys.exc_info())
+    assert minted[:30] not in text
+    assert text.count("shs_***") == 2
 
 
 def test_tracebacks_are_indented() -> None:
@@ -48,8 +67,8 @@ def test_tracebacks_are_indented() -> None:
 
 
 def test_the_request_is_named() -> None:
-    token = log.request_id.set("abc")
+    reset = log.request_id.set("abc")
     try:
         assert " abc name: " in formatted("x")
     finally:
-        log.request_id.reset(token)
+        log.request_id.reset(reset)
