@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -169,10 +171,13 @@ def shell(settings: Settings) -> int:
     psql = str(wheel or shutil.which("psql") or postgres.binaries() / "psql")
     with served(settings):
         url = make_url(settings.database_url)
-        # Not in the arguments, which everybody on this host can read.
-        secret = {"PGPASSWORD": url.password} if url.password else {}
         plain = url.set(drivername="postgresql")._replace(password=None).render_as_string()
-        return run.hand_over([psql, plain], {**os.environ, **secret})
+        # Not in arguments or environment, which others can read.
+        with tempfile.NamedTemporaryFile("w", dir=settings.secrets_dir, prefix=".pgpass-") as file:
+            file.write("*:*:*:*:" + re.sub(r"([:\\])", r"\\\1", url.password or "") + "\n")
+            file.flush()
+            secret = {"PGPASSFILE": file.name} if url.password else {}
+            return run.hand_over([psql, plain], {**os.environ, **secret})
 
 
 def load_demo_data(settings: Settings, say: Callable[[str], None]) -> None:

@@ -19,9 +19,11 @@ import pytest
 import sqlalchemy
 
 from baselayer import processes
+from baselayer.privilege import Capability
 from baselayer.supervision import SupervisorError
 from services import layout
 from shell_service.settings import ROOT
+from tests.operations.test_rights import Process
 from tests.stack import Stack, free_port, write_config
 from tests.waiting import eventually
 
@@ -127,9 +129,13 @@ def test_the_verbs_that_look(stack: Stack) -> None:
     assert re.search(r"app:app_00 +RUNNING", done.stdout)
     done = subprocess.run(
         [sys.executable, "-m", "services.manage", "--config", str(stack.config), "db_shell"],
-        cwd=ROOT, text=True, capture_output=True, input="SELECT count(*) FROM \"user\";\n", timeout=60, check=False,
+        cwd=ROOT, text=True, capture_output=True, timeout=60, check=False,
+        input='SELECT count(*) FROM "user";\n\\! cat /proc/$PPID/environ /proc/$PPID/cmdline\n',
     )  # fmt: skip
     assert "(1 row)" in done.stdout, done.stderr
+    assert "PGPASSFILE" in done.stdout
+    assert stack.settings.cluster.password_file.read_text().strip() not in done.stdout
+    assert [path.name for path in stack.settings.secrets_dir.iterdir() if path.name.startswith(".pgpass")] == []
 
 
 def test_ctrl_c_is_for_the_program_that_has_the_terminal(stack: Stack) -> None:
@@ -301,7 +307,13 @@ def test_with_tls(folder: Path) -> None:
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     tls = {"certificate": str(certificate), "key": str(key)}
     server = {**QUICK["server"], "tls": tls, "public_url": "https://jobs.example.org"}
+    if os.geteuid() == 0:  # whom this port, like that key, is for
+        server["port"] = next(port for port in range(600, 1024) if port_is_free(port))
     with Stack(**{**QUICK, "server": server}) as stack:
+        if os.geteuid() == 0:
+            router = Process(stack.pids()["nginx"])
+            assert router.ids() == {str(stack.settings.sandbox.uid_base - 3)}
+            assert router.capabilities() == {Capability.NET_BIND_SERVICE}
         assert "Shell Service answers at https://jobs.example.org\n" in stack.printed.read_text()
         with stack.client() as client:
             assert client.get("/api/user").status_code == 200
@@ -311,6 +323,25 @@ def test_with_tls(folder: Path) -> None:
         with stack.client(base_url=stack.base_url.replace("https", "http")) as client:
             plain = client.get("/api/user")
         assert (plain.status_code, plain.json()["data"]["code"]) == (400, "plain_http")
+
+
+def port_is_free(port: int) -> bool:
+    try:
+        with socket.create_server(("127.0.0.1", port)):
+            return True
+    except OSError:
+        return False
+
+
+def test_a_certificate_that_cannot_be_used_is_said_in_a_sentence(folder: Path) -> None:
+    tls = {"certificate": str(folder / "certificate.pem"), "key": str(folder / "key.pem")}
+    settings = write_config(folder / "config.yaml", folder / "data", server={"tls": tls})
+    layout.prepare_folders(settings)
+    (folder / "certificate.pem").write_text("nonsense")
+    words = [sys.executable, "-m", "services.nginx", "--config", str(folder / "config.yaml")]
+    done = subprocess.run(words, cwd=ROOT, text=True, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert f"server.tls.certificate {folder}/certificate.pem and key {folder}/key.pem cannot be used" in done.stderr
 
 
 def test_free_ports_are_free() -> None:
