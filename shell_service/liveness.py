@@ -62,15 +62,29 @@ def register(
     return runner_id
 
 
-def beat(session: Session, runner_id: int, incarnation: uuid.UUID, obstacle: str | None, state: str) -> bool:
-    """Record that a runner is alive, and its `state`; False when it has been declared gone or replaced."""
+def beat(
+    session: Session,
+    runner_id: int,
+    incarnation: uuid.UUID,
+    obstacle: str | None,
+    state: str,
+    facts: Mapping[str, object],
+) -> bool:
+    """Record that a runner is alive, and how it is; False when it has been declared gone or replaced."""
     session.execute(text("SET LOCAL synchronous_commit = off"))
     row = session.execute(
         text(
-            "UPDATE runner SET beat = beat + 1, beat_at = now(), obstacle = :obstacle, state = :state"
+            "UPDATE runner SET beat = beat + 1, beat_at = now(), obstacle = :obstacle, state = :state,"
+            " facts = CAST(:facts AS jsonb)"
             " WHERE id = :id AND incarnation = :incarnation AND state IN ('live', 'draining') RETURNING id"
         ),
-        {"id": runner_id, "incarnation": incarnation, "obstacle": obstacle, "state": state},
+        {
+            "id": runner_id,
+            "incarnation": incarnation,
+            "obstacle": obstacle,
+            "state": state,
+            "facts": orjson.dumps(facts).decode(),
+        },
     ).first()
     return row is not None
 

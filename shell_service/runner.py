@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -35,6 +36,7 @@ from shell_service.settings import Settings
 logger = logging.getLogger(__name__)
 
 _NO_HURRY = 0.005  # seconds before a slot is offered that was free anyway
+_NETWORK_RETRY = 30.0  # seconds after which a network for jobs is looked for again where there was none
 _LAST_REPORTS = 5.0  # seconds for what is to be told when the last job has been ended
 
 
@@ -92,6 +94,7 @@ class Runner:
         self._registering = asyncio.Lock()
         self._problem: str | None = "The sandbox has not been tested yet."  # why nothing can be run, by the last test
         self._said: str | None = None  # the obstacle that was last logged
+        self._network_tested = 0.0
         self._draining = False
         self._started = Batcher(self._flush_started, max_items=64)
         self._finished = Batcher(self._flush_finished, max_items=64)
@@ -189,9 +192,13 @@ class Runner:
 
     async def _test(self) -> str | None:
         problem = self._journal.problem() or await self._sandbox.self_test(self._settings.limits.defaults)
-        if not problem and (obstacle := await self._sandbox.network_obstacle()):
-            logger.warning("%s", obstacle)
+        if not problem:
+            await self._test_network()
         return problem
+
+    async def _test_network(self) -> None:
+        await self._sandbox.test_network()
+        self._network_tested = time.monotonic()
 
     async def _test_again(self) -> None:
         await asyncio.sleep(self._settings.runner.heartbeat_seconds)
@@ -199,6 +206,8 @@ class Runner:
             self._problem = await self._test()
             if not self._problem:
                 self._wake.set()
+        elif self._facts()["network"] and time.monotonic() - self._network_tested > _NETWORK_RETRY:
+            await self._test_network()
 
     def _obstacle(self) -> str | None:
         """Why no jobs can be taken now, if so."""
@@ -329,7 +338,8 @@ class Runner:
         await asyncio.sleep(self._settings.runner.heartbeat_seconds)
         incarnation = self._incarnation
         state = "draining" if self._draining else "live"
-        if await self._database.run(liveness.beat, self._id, incarnation, self._look_for_obstacles(), state):
+        news = (self._look_for_obstacles(), state, self._facts())
+        if await self._database.run(liveness.beat, self._id, incarnation, *news):
             await self._reconcile()
         else:
             await self._fenced(incarnation)

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import random
-import time
 from typing import Literal, TypedDict
 
 from shell_service import settings
@@ -17,6 +16,7 @@ from .command import UNAVAILABLE, Command, NoNetwork, SandboxError
 from .network import Network
 from .process import PATIENCE, Launcher, memory_file
 from .protocol import Setup
+from .slirp import NO_PROGRAM
 
 logger = logging.getLogger(__name__)
 
@@ -25,11 +25,11 @@ HINT = (
     "kernel.unprivileged_userns_clone=1, on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0); "
     "in a container also a /proc without masks."
 )
-#: Seconds after which a job that wants the network has it looked for again where there was none.
-NETWORK_RETRY = 30.0
+#: Why jobs have no network, for those who may not know more of the host; `NO_PROGRAM` is the other reason.
+NOT_ALLOWED = "its host does not let slirp4netns work, and its log says more"
 NETWORK_HINT = (
-    "Needed are slirp4netns, a /dev/net/tun that the runner may open (all may, or it is root), and, where Yama is in "
-    "the kernel, sysctl kernel.yama.ptrace_scope of 0 or 1."
+    "needed are slirp4netns, a /dev/net/tun that the runner may open (all may, or it is root), and, where Yama is in "
+    "the kernel, sysctl kernel.yama.ptrace_scope of 0 or 1"
 )
 #: Prints a word for each wall that is not there, then "end".
 TEST = rb"""
@@ -83,17 +83,14 @@ class Sandbox:
         self._filters: list[int] = []
         self._network: Network | None = None
         self._no_network: str | None = None  # why, by the last test
-        self._network_tested = 0.0
 
     async def prepare(self, user_id: int, network: bool = False) -> Launcher:
         """The launcher of a user, ready; with `network` for jobs whose network has a way out.
 
-        Raises SandboxError, which is NoNetwork if the last test said so, which is repeated now and then.
+        Raises SandboxError, which is NoNetwork if the last `test_network` said so.
         """
-        if network and self._no_network and time.monotonic() - self._network_tested > NETWORK_RETRY:
-            await self.network_obstacle()
         if network and self._no_network:
-            raise NoNetwork("This runner has no network for jobs.", self._no_network)
+            raise NoNetwork(f"The runner cannot give jobs the network: {self._no_network}.")
         return await self._ready(user_id, network)
 
     async def _ready(self, user_id: int, network: bool) -> Launcher:
@@ -160,16 +157,17 @@ class Sandbox:
         """What holds here."""
         return Facts(sandbox="walls", uids=self._uids.kind, limits=dict(LIMITS), network=self._no_network)
 
-    async def network_obstacle(self) -> str | None:
-        """None if jobs can be given a network with a way out, tried just now, else a sentence for the operator."""
-        self._network_tested = time.monotonic()
+    async def test_network(self) -> None:
+        """Tries to make a network with a way out; `facts` and `prepare` say what came of it, and the log why not."""
+        before = self._no_network
         try:
             await self._ready(0, network=True)
             self._no_network = None
         except SandboxError as error:
-            detail = error.detail.strip().splitlines()[-1]
-            self._no_network = f"Jobs cannot be given the network: {detail}. {NETWORK_HINT}"
-        return self._no_network
+            self._no_network = NO_PROGRAM if NO_PROGRAM in error.detail else NOT_ALLOWED
+            if self._no_network != before:
+                detail = error.detail.strip().splitlines()[-1]
+                logger.warning("jobs cannot be given the network: %s; %s", detail, NETWORK_HINT)
 
     def _new(self, user_id: int, network: bool) -> Launcher:
         if not self._filters:

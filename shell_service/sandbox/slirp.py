@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 PROGRAMS = ("/usr/bin/slirp4netns", "/usr/local/bin/slirp4netns")
+NO_PROGRAM = "slirp4netns is not installed"
 #: What the namespace sees of slirp4netns, in the range that RFC 2544 keeps for benchmarks, so that it hides nothing.
 NETWORK, RESOLVER = "198.18.0.0/24", "198.18.0.3"
 #: Of the jobs' root.
@@ -72,7 +73,7 @@ class Slirp:
         """Forks the process that will be slirp4netns. Raises OSError."""
         program = next((path for path in PROGRAMS if os.access(path, os.X_OK)), None)
         if program is None:
-            raise FileNotFoundError(errno.ENOENT, "slirp4netns is not installed")
+            raise FileNotFoundError(errno.ENOENT, NO_PROGRAM)
         # The end of the first one ends slirp4netns; a byte in it lets it begin.
         life, self._life = os.pipe()
         self._ready, ready = os.pipe()

@@ -180,7 +180,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(target=beats, name=st.sampled_from(_NAMES))
     def beat(self, name: str) -> Any:
         runner = self.runners[name]
-        alive = self.transact(liveness.beat, runner.id, runner.incarnation, None, "live")
+        alive = self.transact(liveness.beat, runner.id, runner.incarnation, None, "live", {})
         assert alive == (runner.incarnation not in self.gone)
         if not alive:
             return multiple()

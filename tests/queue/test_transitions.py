@@ -289,10 +289,11 @@ def test_promoting_moves_what_is_due_only(transact: Transactions, user: int) -> 
 
 def test_beating_keeps_a_runner_known(transact: Transactions, runner: Enlisted) -> None:
     before = transact(liveness.heartbeats)[runner.id]
-    assert transact(liveness.beat, runner.id, runner.incarnation, "no sandbox", "draining")
+    assert transact(liveness.beat, runner.id, runner.incarnation, "no sandbox", "draining", {"uids": "own"})
     assert transact(liveness.heartbeats)[runner.id] == (runner.incarnation, before[1] + 1)
-    assert tuple(transact.sql("SELECT state, obstacle FROM runner")[0]) == ("draining", "no sandbox")
-    assert not transact(liveness.beat, runner.id, uuid.uuid4(), None, "live")
+    row = transact.sql("SELECT state, obstacle, facts FROM runner")[0]
+    assert tuple(row) == ("draining", "no sandbox", {"uids": "own"})
+    assert not transact(liveness.beat, runner.id, uuid.uuid4(), None, "live", {})
 
 
 def lost_jobs(transact: Transactions, runner: Enlisted, user: int) -> dict[str, Claim]:
@@ -312,7 +313,7 @@ def test_a_runner_that_is_gone_leaves_nothing_behind(transact: Transactions, use
     }  # fmt: skip
     assert "how the script ended is not known" in job(transact, claims["fail"].job_id).reason
     assert not transact(liveness.expire, runner.id, incarnation, beat)
-    assert not transact(liveness.beat, runner.id, incarnation, None, "live")
+    assert not transact(liveness.beat, runner.id, incarnation, None, "live", {})
     assert runner.id not in transact(liveness.heartbeats)
     for claim in claims.values():
         assert transact(queue.finish([ended(claim)]).on) == [False]
@@ -321,7 +322,7 @@ def test_a_runner_that_is_gone_leaves_nothing_behind(transact: Transactions, use
 def test_a_runner_that_beats_is_not_declared_gone(transact: Transactions, user: int, runner: Enlisted) -> None:
     claims = lost_jobs(transact, runner, user)
     incarnation, beat = transact(liveness.heartbeats)[runner.id]
-    transact(liveness.beat, runner.id, runner.incarnation, None, "live")
+    transact(liveness.beat, runner.id, runner.incarnation, None, "live", {})
     assert not transact(liveness.expire, runner.id, incarnation, beat)
     assert not transact(liveness.expire, runner.id, uuid.uuid4(), beat + 1)
     assert {place(transact, claim.job_id) for claim in claims.values()} == {"running"}

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.database import assert_consistent
+from tests.factories import add_user
 from tests.sandbox.play_network import without_slirp4netns
 from tests.services import Service, Site
 from tests.waiting import eventually
@@ -56,11 +57,15 @@ def test_a_job_for_which_no_sandbox_can_be_made_is_given_back(empty_site: Site) 
 
 def test_a_runner_without_network_runs_all_other_jobs(empty_site: Site) -> None:
     site = empty_site
+    user = site.transact(add_user, {"network": True})
+    waiting = site.submit("echo with", user=user, network=True)
     runner = site.start_runner(enter=without_slirp4netns)
-    wanting = site.run("echo with", network=True)
-    assert (wanting.status, wanting.reason) == ("FAILED", "This runner has no network for jobs.")
+    wanting = site.final(waiting)
+    reason = "The runner cannot give jobs the network: slirp4netns is not installed."
+    assert (wanting.status, wanting.reason) == ("FAILED", reason)
     assert (wanting.attempt, wanting.return_code, site.output(wanting)) == (1, None, b"")
     assert site.run("echo without").status == "COMPLETED"
     assert problem(site) is None
-    assert "slirp4netns is not installed" in runner.log()
+    assert site.transact.scalar("SELECT facts ->> 'network' FROM runner") == "slirp4netns is not installed"
+    assert "needed are slirp4netns" in runner.log()
     assert_consistent(site.transact)

@@ -78,8 +78,9 @@ def test_other_interpreters(site: Site) -> None:
 
 
 def test_the_network_is_for_jobs_that_have_it(site: Site) -> None:
+    user = site.transact(add_user, {"network": True})
     for wanted, interfaces in ((True, b"lo\ntap0\n"), (False, b"lo\n")):
-        job = site.run("ls /proc/sys/net/ipv4/conf | grep -E '^(lo|tap0)$'", network=wanted)
+        job = site.run("ls /proc/sys/net/ipv4/conf | grep -E '^(lo|tap0)$'", user=user, network=wanted)
         assert site.output(job) == interfaces
 
 

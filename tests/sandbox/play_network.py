@@ -342,7 +342,8 @@ async def main() -> dict[str, Any]:
         world = World(machine, others, made)
         told["from the machine"] = world.from_machine()
         told["problem"] = await made.self_test(LIMITS)
-        told["obstacle"] = await made.network_obstacle()
+        await made.test_network()
+        told["obstacle"] = made.facts()["network"]
         launcher = await made.prepare(1, network=True)
         told["from a job"] = await world.from_job(launcher)
         told["from a job without"] = await world.from_job(await made.prepare(1))
