@@ -36,7 +36,6 @@ RIGHTS = (
     Capability.SETUID,  # jobs have uids of their own,
     Capability.SETGID,  # and gids
     Capability.SYS_ADMIN,  # namespaces and mounts
-    Capability.NET_ADMIN,  # the loopback interface of a network namespace
     Capability.MKNOD,  # /dev/null and its like
     Capability.CHOWN,  # a job may open its own standard streams
     Capability.KILL,  # whoever they belong to
