@@ -187,9 +187,14 @@ def new_person(admin: Api, role: str = "user", scopes: list[str] | None = None, 
 # -- bytes as they are -----------------------------------------------------------------------------------------------
 
 
-def exchange(port: int, request: bytes, seconds: float = 20.0) -> tuple[int, dict[str, str], bytes]:
-    """Send `request`; status, headers (names in lower case) and body of the answer. The connection ends after it."""
-    with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
+def exchange(
+    port: int, request: bytes, seconds: float = 20.0, address: str = "127.0.0.1"
+) -> tuple[int, dict[str, str], bytes]:
+    """Send `request`; status, headers (names in lower case) and body of the answer. The connection ends after it.
+
+    It comes from `address`, one of the loopback net.
+    """
+    with socket.create_connection(("127.0.0.1", port), timeout=seconds, source_address=(address, 0)) as connection:
         try:
             connection.sendall(request)
         except ConnectionError:

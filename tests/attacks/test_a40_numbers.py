@@ -1,0 +1,75 @@
+"""A40: numbers that are none, too large, too small, or of another type, in every field and parameter that is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from marshmallow import Schema, fields
+
+from baselayer.fields import Number, Whole
+from tests.attacks.tools import ADMIN_SCOPES, OPERATIONS, Belongings, Operation
+from tests.client import Api, Person
+
+Unchanged = Callable[[], AbstractContextManager[None]]
+
+BAD = [-1e308, 1e308, -(2**63), 2**63, 2**64, 10**30, "1", "", " 1", "1e3", "0x1", True, False, [], [1], {}, "NaN"]
+TEXTS = ["-1e308", "1e308", str(2**63), str(10**30), "x", "", " 1", "0x1", "true", "1_0", "+1", "1,0", "NaN", "inf"]
+TEXTS += ["\u0661", "\u00b2", "1;1", "null", "1" * 400]
+
+
+def numbers(schema: Schema, base: dict[str, Any], value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """`base` with the value in the place of each number, at any depth; and the name of that field."""
+    for name, item in schema.fields.items():
+        if isinstance(item, Number | Whole):
+            yield name, {**base, name: value}
+            if not item.allow_none:
+                yield name, {**base, name: None}
+        elif isinstance(item, fields.Nested):
+            below = numbers(item.schema, base.get(name) or {}, value)
+            yield from ((inner, {**base, name: one}) for inner, one in below)
+        elif isinstance(item, fields.List) and isinstance(item.inner, fields.Nested):
+            first = (base.get(name) or [{}])[0]
+            yield from ((inner, {**base, name: [one]}) for inner, one in numbers(item.inner.schema, first, value))
+
+
+WITH_NUMBERS = [
+    operation
+    for operation in OPERATIONS
+    if operation.endpoint.body and list(numbers(operation.endpoint.body(), operation.body or {}, 0))
+]
+
+
+@pytest.mark.parametrize("operation", WITH_NUMBERS, ids=str)
+def test_in_bodies(
+    admin: Api, alice: Person, belongings: Belongings, unchanged: Unchanged, operation: Operation
+) -> None:
+    """Each is refused by the name of its field, and nothing is stored."""
+    api = admin if operation.scope in ADMIN_SCOPES else alice.api
+    assert operation.endpoint.body
+    with unchanged():
+        for value in BAD:
+            for name, body in numbers(operation.endpoint.body(), operation.body or {}, value):
+                answer = operation.ask(api, body=body, **next(belongings.of(operation)))
+                assert answer.status == 400, (name, value, answer.body)
+                assert f"'{name}'" in repr(answer.errors), (name, value)
+
+
+def test_in_parameters(admin: Api, belongings: Belongings, unchanged: Unchanged) -> None:
+    with unchanged():
+        for operation in OPERATIONS:
+            query = operation.endpoint.query().fields if operation.endpoint.query else {}
+            for name, item in query.items():
+                if isinstance(item, Number | Whole):
+                    for text in TEXTS:
+                        target = f"?{name}={quote(text)}"
+                        answer = operation.ask(admin, query=target, **next(belongings.of(operation)))
+                        assert (answer.status, list(answer.errors)) == (400, [name]), (operation, target)
+
+
+def test_a_very_short_time_is_a_time(alice: Person) -> None:
+    job = alice.api.submit("sleep 5", timeout=1e-9, wait=30)
+    assert job["status"] == "TIMEOUT"
