@@ -21,13 +21,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
+    from .bare import Bare
     from .walls import Walls
 
 
 class Start:
     """What all inits of a launcher begin with."""
 
-    def __init__(self, walls: Walls) -> None:
+    def __init__(self, walls: Walls | Bare) -> None:
         self.walls = walls
         #: In the init, its end of the job's socket. Made here, and there put on that descriptor.
         self.channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
@@ -50,7 +51,7 @@ def run(start: Start, descriptors: list[int]) -> NoReturn:
             for number in range(3):
                 os.dup2(descriptors[1 + number], number)
             walls.lock(order)
-            kernel.prctl(kernel.PR_SET_PDEATHSIG, kernel.SIGKILL)
+            kernel.prctl(kernel.PR_SET_PDEATHSIG, walls.death_signal)
             if start.launcher_died.poll(0):
                 raise ProcessLookupError("the launcher has died")
             shown = (os.pidfd_open(os.getpid()), *(os.open(path, os.O_PATH) for path in folders))
@@ -61,9 +62,10 @@ def run(start: Start, descriptors: list[int]) -> NoReturn:
             os._exit(1)
         if channel.recv(1) == GO:  # else the runner has let go of it
             before = _written(io)
-            ended = _run(order.argv, order.env)
+            ended = _run(walls, order)
             usage = resource.getrusage(resource.RUSAGE_CHILDREN)
             used = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, _written(io) - before
+            walls.leave()
             channel.send(REPORT + REPORT_BODY.pack(*ended, *used))
     finally:
         os._exit(0)
@@ -84,15 +86,25 @@ def _written(io: int) -> int:
     return int(os.pread(io, 512, 0).split()[3])  # after "rchar:", a number, and "wchar:"
 
 
-def _run(argv: list[bytes], env: list[bytes]) -> tuple[int, float]:
+def _run(walls: Walls | Bare, order: Order) -> tuple[int, float]:
     """Runs the script; its wait status, and when it ended, once everything else that it started is gone."""
-    _signal.signal(KILL_ALL, _kill_all)
-    variables = dict(pair.split(b"=", 1) for pair in env)
+    killed = []
+
+    def kill(*_: object) -> None:
+        killed.append(True)
+        walls.kill_all()
+
+    _signal.signal(KILL_ALL, kill)
+    argv = order.argv
     try:
+        walls.begin(order)
+        variables = dict(pair.split(b"=", 1) for pair in order.env)
         script = os.posix_spawn(argv[0], argv, variables, setsigmask=(), setsigdef=kernel.SIGNALS)
     except OSError as error:
         os.write(2, f"{os.fsdecode(argv[0])}: {error.strerror}\n".encode())
         return 126 << 8, time.monotonic()  # as a shell says of a command that it cannot run
+    if killed:
+        walls.kill_all()  # it came before there was anything
     os.closerange(0, 3)  # so that readers see the end of a stream when the script has closed it
     result = None
     while True:
@@ -103,12 +115,5 @@ def _run(argv: list[bytes], env: list[bytes]) -> tuple[int, float]:
         if pid == script:
             result = status, time.monotonic()
         elif not pid:
-            _kill_all()
+            walls.kill_all()
             os.waitpid(-1, 0)
-
-
-def _kill_all(*_: object) -> None:
-    try:
-        os.kill(-1, kernel.SIGKILL)
-    except ProcessLookupError:
-        pass  # they were faster

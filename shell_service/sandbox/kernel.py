@@ -14,14 +14,14 @@ CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 _CLONE_PIDFD = 0x1000
 
 # Not from the signal module, which would double what the launcher imports.
-SIGKILL, SIGTERM, _SIGCHLD = 9, 15, 17
+SIGKILL, SIGTERM, SIGCHLD, SIGSTOP = 9, 15, 17, 19
 SIGNALS = tuple(number for number in range(1, 65) if number not in (32, 33))  # those two are the C library's
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 0x1, 0x2, 0x4, 0x8
 MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 0x20, 0x1000, 0x4000, 0x40000
 _MNT_DETACH = 2
 
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
 _PR_SET_NAME, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, _PR_CAPBSET_DROP = 15, 22, 2, 24
 
 _X86_64 = os.uname().machine == "x86_64"
@@ -57,7 +57,7 @@ def clone(flags: int) -> tuple[int, int]:
     For a process of one thread: the C library and Python do not notice that they were forked.
     """
     pidfd = ctypes.c_int(-1)
-    arguments = (_long(flags | _CLONE_PIDFD | _SIGCHLD), _long(0), ctypes.byref(pidfd), _long(0), _long(0))
+    arguments = (_long(flags | _CLONE_PIDFD | SIGCHLD), _long(0), ctypes.byref(pidfd), _long(0), _long(0))
     pid = _check(_libc.syscall(_long(_CLONE), *arguments), "clone")
     return pid, pidfd.value if pid else -1
 

@@ -31,16 +31,34 @@ from .protocol import (
 )
 from .walls import NICE, Walls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .bare import Bare
+
 
 def main(fd: int) -> None:
     """Serves until the runner closes the control socket."""
+    runner = os.getppid()
+    os.setsid()
+    share_processors()
+    os.umask(0o022)
+    kernel.ignore_interrupts()
     control = _socket.socket(fileno=fd)
     data, descriptors = receive(control)
     try:
         setup = Setup.unpack(data)
         programs = [os.pread(descriptor, 1 << 20, 0) for descriptor in descriptors]
-        way_out = isolate(setup, control, *programs[2:])
-        start = job.Start(Walls(setup, programs[:2]))
+        walls: Walls | Bare
+        way_out: slirp.Slirp | None = None
+        if setup.way == Setup.BARE:
+            from .bare import Bare  # rarely needed
+
+            walls = Bare()
+        else:
+            way_out = isolate(setup, control, *programs[2:])
+            walls = Walls(setup, programs[:2])
+        settle(runner)
+        start = job.Start(walls)
     except Exception as error:
         # No traceback: with the root changed, its module can be out of reach.
         control.send(FAILED + f"{type(error).__name__}: {error}".encode()[: MAX_MESSAGE - 1])
@@ -64,30 +82,30 @@ def receive(sock: _socket.socket) -> tuple[bytes, list[int]]:
 
 
 def isolate(setup: Setup, control: _socket.socket, frames: bytes | None = None) -> slirp.Slirp | None:
-    """Leaves the host behind: namespaces, root, uid, limits. With `frames` the network has a way out, for those."""
-    runner = os.getppid()
-    os.setsid()
-    share_processors()
-    os.umask(0o022)
-    kernel.ignore_interrupts()
+    """Leaves the host behind: namespaces, root, uid, capabilities. With `frames` its network has a way for them."""
     way_out = None if frames is None else slirp.Slirp()
     etc = slirp.ETC if way_out else {}
-    if setup.mapped:
+    if setup.way == Setup.MAPPED:
         root.enter_mapped(lambda: ask(control), etc)
     else:
         root.enter(setup.uid, setup.gid, etc)
     root.leave_network()
     if way_out and frames is not None:
         way_out.connect(frames)
+    # In a user namespace of its own. The second is needed to hand its user on to those of jobs.
+    kernel.limit_capabilities(kernel.CAP_SYS_ADMIN, kernel.CAP_SETFCAP)
+    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
+    return way_out
+
+
+def settle(runner: int) -> None:
+    """What holds for all jobs alike, and the end with the runner's."""
     for limit in (resource.RLIMIT_MEMLOCK, resource.RLIMIT_MSGQUEUE, resource.RLIMIT_RTPRIO, resource.RLIMIT_NICE):
         resource.setrlimit(limit, (0, 0))
     # Of a limit of 0 the kernel takes no notice where it pipes core dumps into a program of the host; 1 forbids it.
     core = 1 if resource.getrlimit(resource.RLIMIT_CORE)[1] else 0
     resource.setrlimit(resource.RLIMIT_CORE, (core, core))
-    # In a user namespace of its own. The second is needed to hand its user on to those of jobs.
-    kernel.limit_capabilities(kernel.CAP_SYS_ADMIN, kernel.CAP_SETFCAP)
-    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
-    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
     kernel.prctl(kernel.PR_SET_PDEATHSIG, kernel.SIGKILL)
     if os.getppid() != runner:
         raise ProcessLookupError("the runner has ended")
@@ -95,7 +113,6 @@ def isolate(setup: Setup, control: _socket.socket, frames: bytes | None = None) 
     gc.collect()
     gc.freeze()
     gc.disable()
-    return way_out
 
 
 def share_processors() -> None:
@@ -183,5 +200,6 @@ class Launcher:
         _, _, usage = os.wait4(pid, 0)  # with the init, all of its pid namespace is gone
         self._poll.unregister(pidfd)
         os.close(pidfd)
+        self._begin.walls.clean_up(pid, [pid for _, pid in self._jobs.values()])
         used = ENDED_BODY.pack(number, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
         self._control.send(ENDED + used)

@@ -41,8 +41,8 @@ from .protocol import (
 
 #: Seconds within which a launcher, and a job up to its gate, must be made.
 PATIENCE = 10.0
-#: Seconds that the init gets to kill the rest before it is killed itself.
-KILL_PATIENCE = 1.0
+#: Seconds that the init gets to kill the rest before it is killed itself; and where it has files to remove, too.
+KILL_PATIENCE, CLEAN_UP_PATIENCE = 1.0, 60.0
 #: Bytes of a job's files that the event loop frees itself, within a millisecond; for more it takes a thread.
 IN_PASSING = 4 << 20
 #: Bytes that a job may be ahead of its reader; an ordinary user's pipes together may hold only so much.
@@ -97,7 +97,7 @@ class Process:
         if self._started:
             # The init does it and can tell what the job had used, which the kernel forgets when an init is killed.
             self._signal(KILL_ALL)
-            asyncio.get_running_loop().call_later(KILL_PATIENCE, self._signal, signal.SIGKILL)
+            asyncio.get_running_loop().call_later(self._launcher.kill_patience, self._signal, signal.SIGKILL)
         else:
             self._signal(signal.SIGKILL)
 
@@ -169,6 +169,7 @@ class Launcher:
         """
         self._setup, self._filters, self._network, self._map_user = setup, filters, network, map_user
         self._on_use, self._idle_seconds = on_use, idle_seconds
+        self.kill_patience = CLEAN_UP_PATIENCE if setup.way == Setup.BARE else KILL_PATIENCE
         self._numbers = itertools.count(1)
         self._starting = 0
         self._jobs: dict[int, Process | None] = {}

@@ -34,20 +34,23 @@ HELD_BODY = struct.Struct("<iQ")  # pid, start time
 # Wait status, when that was on the monotonic clock, CPU seconds, largest resident set in bytes, bytes written.
 REPORT_BODY = struct.Struct("<iddqq")
 ENDED_BODY = struct.Struct("<Qdq")  # the job's number; CPU seconds and largest resident set, the init's included
-_SETUP = struct.Struct("<?4Q")
+_SETUP = struct.Struct("<B4Q")
 _ORDER = struct.Struct("<7IQ")
 _LIMIT = struct.Struct("<IQQ")
 
 
 class Setup:
-    """What a launcher is told once: the user and group that jobs run as, whether the runner maps them, and sizes."""
+    """What a launcher is told once: its way, the user and group that jobs run as, and sizes of file systems."""
 
-    def __init__(self, mapped: bool, uid: int, gid: int, tmp_size: int, shm_size: int) -> None:
-        self.mapped, self.uid, self.gid = mapped, uid, gid
+    #: Ways: with walls; with walls around a user that the runner maps; without walls.
+    WALLS, MAPPED, BARE = range(3)
+
+    def __init__(self, way: int, uid: int, gid: int, tmp_size: int, shm_size: int) -> None:
+        self.way, self.uid, self.gid = way, uid, gid
         self.tmp_size, self.shm_size = tmp_size, shm_size
 
     def pack(self) -> bytes:
-        return _SETUP.pack(self.mapped, self.uid, self.gid, self.tmp_size, self.shm_size)
+        return _SETUP.pack(self.way, self.uid, self.gid, self.tmp_size, self.shm_size)
 
     @classmethod
     def unpack(cls, data: bytes) -> Setup:

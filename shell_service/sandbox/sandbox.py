@@ -47,7 +47,7 @@ for path in /root /home /sys /etc/shadow; do [ ! -e $path ] || echo host-files; 
 echo end
 """
 
-Held = Literal["hard", "watched"]
+Held = Literal["hard", "watched", "none"]
 #: Which limits the kernel holds by itself, without control groups; for the others the runner looks at what jobs use.
 LIMITS: dict[str, Held] = {
     "memory": "watched",
@@ -77,7 +77,8 @@ class Sandbox:
 
     def __init__(self, options: settings.Sandbox) -> None:
         self._options = options
-        self._uids = uids.choose(options.uid_base)
+        self._walls = options.mode == "walls"
+        self._uids = uids.choose(options.uid_base) if self._walls else uids.Shared()
         self._tested = False
         self._launchers: dict[tuple[int, bool], Launcher] = {}  # by user and whether there is a way out
         self._filters: list[int] = []
@@ -135,7 +136,7 @@ class Sandbox:
             return problem
         try:
             launcher = await self.prepare(0)
-            process = await launcher.start(Command("/bin/sh", TEST, limits=limits))
+            process = await launcher.start(Command("/bin/sh", TEST if self._walls else b"echo end", limits=limits))
         except SandboxError as error:
             return f"The sandbox cannot be made: {error.detail.strip().splitlines()[-1]}. {HINT}"
         try:
@@ -155,11 +156,15 @@ class Sandbox:
 
     def facts(self) -> Facts:
         """What holds here."""
-        return Facts(sandbox="walls", uids=self._uids.kind, limits=dict(LIMITS), network=self._no_network)
+        limits = LIMITS | ({} if self._walls else {"disk": "none"})
+        return Facts(sandbox=self._options.mode, uids=self._uids.kind, limits=limits, network=self._no_network)
 
     async def test_network(self) -> None:
         """Tries to make a network with a way out; `facts` and `prepare` say what came of it, and the log why not."""
         before = self._no_network
+        if not self._walls:
+            self._no_network = "there is no sandbox around them"
+            return
         try:
             await self._ready(0, network=True)
             self._no_network = None
@@ -170,13 +175,14 @@ class Sandbox:
                 logger.warning("jobs cannot be given the network: %s; %s", detail, NETWORK_HINT)
 
     def _new(self, user_id: int, network: bool) -> Launcher:
-        if not self._filters:
+        if self._walls and not self._filters:
             try:
                 self._filters = [memory_file(seccomp.program(system_v)) for system_v in (True, False)]
             except (ImportError, OSError, RuntimeError) as error:
                 raise SandboxError(UNAVAILABLE, f"no system call filter: {error}") from error
         o, ids = self._options, self._uids
-        setup = Setup(ids.kind == "subordinate", *ids.of(user_id), o.tmp_size, o.shm_size)
+        way = Setup.BARE if not self._walls else Setup.MAPPED if ids.kind == "subordinate" else Setup.WALLS
+        setup = Setup(way, *ids.of(user_id), o.tmp_size, o.shm_size)
 
         def used(launcher: Launcher) -> None:
             self._launchers[user_id, network] = launcher

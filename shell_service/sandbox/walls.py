@@ -12,7 +12,7 @@ from .protocol import FOLDERS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from .protocol import Order, Setup
 
@@ -30,13 +30,20 @@ SYSTEM_V = (("msgmni", b"32"), ("msgmnb", b"16384"), ("sem", b"250 4096 32 64"))
 
 
 class Walls:
-    """The walls around each job of a launcher. The init calls `enclose`, then `lock`."""
+    """The walls around each job of a launcher.
+
+    The init calls `enclose`, then `lock`, when told to go `begin`, and at the end `leave`. Then the launcher calls
+    `clean_up`.
+    """
 
     #: The new namespaces that an init begins in. They belong to the launcher's user namespace, of which the job, in
     #: one of its own below it, holds no part.
     namespaces = (
         kernel.CLONE_NEWPID | kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWCGROUP
     )
+
+    #: What the kernel sends to an init whose launcher has died: with the init all of its pid namespace goes.
+    death_signal = kernel.SIGKILL
 
     def __init__(self, setup: Setup, programs: Sequence[bytes]) -> None:
         """`programs`: the system call filter, and one that also refuses System V IPC."""
@@ -90,6 +97,22 @@ class Walls:
         kernel.limit_capabilities()
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
         self._filter.attach()
+
+    def begin(self, order: Order) -> None:
+        """All is there."""
+
+    def kill_all(self) -> None:
+        """Kills all but this process, from within its pid namespace."""
+        try:
+            os.kill(-1, kernel.SIGKILL)
+        except ProcessLookupError:
+            pass  # they were faster
+
+    def leave(self) -> None:
+        """The kernel takes all away."""
+
+    def clean_up(self, init: int, others: Collection[int]) -> None:
+        """The kernel has taken all away."""
 
     def _limit_system_v(self) -> bool:
         """False where the kernel lets nobody do it but the host's root."""

@@ -59,10 +59,10 @@ class Played:
 
 
 @contextlib.contextmanager
-def played(script: str) -> Iterator[Played]:
+def played(script: str, mode: str = "walls") -> Iterator[Played]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(20)
-    argv = [sys.executable, "-m", "tests.sandbox.play_runner", str(theirs.fileno()), script]
+    argv = [sys.executable, "-m", "tests.sandbox.play_runner", str(theirs.fileno()), mode, script]
     runner = subprocess.Popen(argv, pass_fds=[theirs.fileno()], cwd=Path(__file__).parent.parent.parent)
     theirs.close()
     try:
