@@ -1,0 +1,47 @@
+"""J37: ends that look like other ends."""
+
+from __future__ import annotations
+
+import signal
+
+from tests.attacks.jobs import ended
+from tests.client import Person
+
+# script, and its status, code and signal
+ENDS = [
+    ("exit 0", "COMPLETED", 0, None),
+    ("exit 125", "FAILED", 125, None),
+    ("exit 126", "FAILED", 126, None),
+    ("exit 137", "FAILED", 137, None),
+    ("exit 143", "FAILED", 143, None),
+    ("exit 159", "FAILED", 159, None),
+    ("exit 255", "FAILED", 255, None),
+    ("kill -9 $$", "FAILED", None, 9),
+    ("kill -15 $$", "FAILED", None, 15),
+    ("kill -SEGV $$", "FAILED", None, 11),
+    ("kill -SYS $$", "FAILED", None, 31),
+    ("kill -XCPU $$", "FAILED", None, 24),
+    ("kill -XFSZ $$", "FAILED", None, 25),
+    ("kill -USR1 $$", "FAILED", None, 10),
+    ("kill -9 -1; exit 0", "COMPLETED", 0, None),
+    ("kill -9 1; kill -15 1; kill -INT 1; kill -HUP 1; kill -STOP 1; exit 6", "FAILED", 6, None),
+    ("sleep 100 & kill -9 $!; wait $!; exit 0", "COMPLETED", 0, None),
+    ("sh -c 'kill -9 $$'; exit $?", "FAILED", 137, None),
+    ("echo Killed >&2; echo 'out of memory' >&2; exit 137", "FAILED", 137, None),
+    ("echo 'Terminated: timeout' >&2; exit 124", "FAILED", 124, None),
+    ("(sleep 100; exit 5) & exit 0", "COMPLETED", 0, None),
+    ("exec 1>&- 2>&-; exit 3", "FAILED", 3, None),
+    ("exec /nosuch", "FAILED", 127, None),
+    ("exec /etc/passwd", "FAILED", 126, None),
+    ("trap 'exit 9' TERM; kill $$; exit 1", "FAILED", 9, None),
+]
+
+
+def test_they_are_told_apart(alice: Person) -> None:
+    jobs = [alice.api.submit(code) for code, *_ in ENDS]
+    for job, (code, status, returned, number) in zip(jobs, ENDS, strict=True):
+        record, name = ended(alice, job), signal.Signals(number).name if number else None
+        assert [record["status"], record["return_code"], record["signal"]] == [status, returned, name], code
+        assert (record["attempt"], record["cancelled_by"]) == (1, None)
+        assert (record["finished_at"] is not None) and record["wall_seconds"] < 20
+        assert (name or f"exit code {returned}") in record["reason"], record["reason"]
