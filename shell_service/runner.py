@@ -23,7 +23,7 @@ from baselayer.database import Database
 from baselayer.failpoint import FailPoints
 from baselayer.listener import Listener
 from baselayer.waiting import insist, repeat, wait_for
-from shell_service import ends, liveness, queue, room
+from shell_service import ends, liveness, queue, room, users
 from shell_service.attempt import Attempt, Means, NotBegun
 from shell_service.journal import Journal
 from shell_service.output import OutputStore
@@ -93,6 +93,7 @@ class Runner:
         self._cursor = int.from_bytes(os.urandom(2))
         self._registering = asyncio.Lock()
         self._problem: str | None = "The sandbox has not been tested yet."  # why nothing can be run, by the last test
+        self._crowd: str | None = None  # that there are users who have to be kept apart, and no walls
         self._said: str | None = None  # the obstacle that was last logged
         self._network_tested = 0.0
         self._draining = False
@@ -141,6 +142,7 @@ class Runner:
         """Settle what was left, and be known; takes as long as the database is away."""
         await self._settle_predecessor()
         self._problem = await self._test()
+        await insist(self._look_for_users, "looking for users")
         await self._register(self._incarnation)
 
     async def _register(self, incarnation: uuid.UUID) -> None:
@@ -209,11 +211,18 @@ class Runner:
         elif self._facts()["network"] and time.monotonic() - self._network_tested > _NETWORK_RETRY:
             await self._test_network()
 
+    async def _look_for_users(self) -> None:
+        """Without walls there may be one user only, who is not kept from harming himself."""
+        if self._settings.sandbox.mode == "none":
+            count = await self._database.run(users.count)
+            self._crowd = f"sandbox.mode is none, which is for one user, and there are {count}" if count > 1 else None
+
     def _obstacle(self) -> str | None:
         """Why no jobs can be taken now, if so."""
         options = self._settings.runner
         return (
             self._problem
+            or self._crowd
             or room.disk_shortage(self._folders, options.min_free)
             or self._memory.shortage(options.min_free_memory)
         )
@@ -338,6 +347,7 @@ class Runner:
         await asyncio.sleep(self._settings.runner.heartbeat_seconds)
         incarnation = self._incarnation
         state = "draining" if self._draining else "live"
+        await self._look_for_users()
         news = (self._look_for_obstacles(), state, self._facts())
         if await self._database.run(liveness.beat, self._id, incarnation, *news):
             await self._reconcile()

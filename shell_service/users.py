@@ -79,6 +79,11 @@ def page(session: Session, limit: int, before: int | None, defaults: Limits) -> 
     return [record(row, defaults) for row in session.execute(statement)]
 
 
+def count(session: Session) -> int:
+    """How many users there are, active or not."""
+    return session.scalar(select(func.count()).select_from(User)) or 0
+
+
 def create(session: Session, username: str, role: str, *, alone: bool = False) -> int:
     """Store a new user; returns his id. Where he must be `alone`, nobody else may be there.
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.database import assert_consistent
+from tests.database import Server, assert_consistent
 from tests.factories import add_user
+from tests.runner.conftest import QUICK
 from tests.sandbox.play_network import without_slirp4netns
 from tests.services import Service, Site
 from tests.waiting import eventually
@@ -69,3 +71,25 @@ def test_a_runner_without_network_runs_all_other_jobs(empty_site: Site) -> None:
     assert site.transact.scalar("SELECT facts ->> 'network' FROM runner") == "slirp4netns is not installed"
     assert "needed are slirp4netns" in runner.log()
     assert_consistent(site.transact)
+
+
+def test_without_walls_there_is_one_user_or_no_job_at_all(server: Server) -> None:
+    with server.database() as url, Site(url, runner=QUICK, sandbox={"mode": "none"}) as site:
+        runner = site.start_runner()
+        job = site.run("pwd; id -u")
+        assert job.status == "COMPLETED"
+        assert site.output(job).endswith(f"/home\n{os.geteuid()}\n".encode())  # as whoever the service is
+        assert site.transact.scalar("SELECT facts ->> 'sandbox' FROM runner") == "none"
+        second = site.transact(add_user)
+        eventually(lambda: "there are 2" in str(problem(site)))
+        job_id = site.submit("echo later")
+        before = site.transact.scalar("SELECT beat FROM runner")
+        eventually(lambda: site.transact.scalar("SELECT beat FROM runner") > before + 1)
+        assert site.job(job_id).status is None
+        site.transact.sql('DELETE FROM "user" WHERE id = :id', id=second)
+        assert site.output(site.final(job_id)) == b"later\n"
+        site.transact(add_user)
+        runner.send(signal.SIGTERM)
+        assert runner.wait() == 0
+        site.start("runner")
+        eventually(lambda: "there are 2" in str(problem(site)))
