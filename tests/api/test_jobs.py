@@ -237,15 +237,6 @@ def test_values_out_of_range_are_refused(alice: Api, field: str, value: Any) -> 
     refused(alice, field, {"code": "true", field: value})
 
 
-@pytest.mark.parametrize(
-    "field", ["uid", "gid", "id", "user_id", "submitter", "status", "sandbox", "mounts", "Code", "a\r\nb"]
-)
-def test_unknown_fields_are_refused_by_name(alice: Api, field: str) -> None:
-    answer = refused(alice, field, {"code": "true", field: "x"})
-    assert answer.errors == {field: ["Unknown field."]}
-    assert answer.body["message"] == f"Unknown field {field}."
-
-
 def test_all_errors_come_at_once(alice: Api) -> None:
     bad = {"code": "", "name": " ", "timeout": -1, "what": 1, "shell": "nosuch", "retries": 99}
     answer = refused(alice, "code", bad)

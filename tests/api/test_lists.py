@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from tests.api.test_jobs import FINAL, ended
+from tests.api.test_jobs import ended
 from tests.client import Api
 from tests.waiting import eventually
 
@@ -188,23 +187,6 @@ def test_a_running_job_is_asked_and_then_killed(alice: Api, admin: Api) -> None:
 def test_a_finished_job_stays_as_it_is(alice: Api) -> None:
     job = alice.submit("true", wait=30)
     assert alice.post(f"/api/jobs/{job['id']}/cancel").data == job == alice.job(job["id"])
-
-
-def test_cancel_against_finish_is_one_truth(alice: Api) -> None:
-    """Jobs end by themselves at about the time when they are cancelled, each by five at once."""
-    jobs = alice.post("/api/jobs/batch", {"jobs": [{"code": f"sleep 0.{n % 10}"} for n in range(40)]}).data
-
-    def cancel(job: dict[str, Any]) -> list[str]:
-        return [alice.post(f"/api/jobs/{job['id']}/cancel").data["status"] for _ in range(5)]
-
-    with ThreadPoolExecutor(8) as pool:
-        seen = list(pool.map(cancel, jobs))
-    for job, statuses in zip(jobs, seen, strict=True):
-        final = ended(alice, job["id"])
-        assert final["status"] in ("COMPLETED", "CANCELLED")
-        assert {status for status in statuses if status in FINAL} <= {final["status"]}
-        assert (final["cancelled_by"] is None) == (final["status"] == "COMPLETED")
-        assert alice.job(job["id"]) == final
 
 
 def test_many_are_cancelled_by_the_list_s_filters(alice: Api, bob: Api, admin: Api) -> None:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import socket
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.api.conftest import MAX_OUTPUT, MAX_STREAMS
-from tests.client import Api, Event, Person, check, events, exchange, texts
-from tests.stack import Stack
+from tests.client import Api, Event, events, texts
 from tests.waiting import eventually
 
 BYTES = bytes(range(256)) * 4
@@ -204,14 +198,6 @@ def test_events_tell_of_a_cancel(alice: Api) -> None:
     assert end.data == {"status": "CANCELLED", "attempt": 0, "reason": f"cancelled by {job['submitter']}"}
 
 
-def test_what_jobs_print_cannot_forge_events(alice: Api) -> None:
-    text = '\n\ndata: x\n\nevent: end\ndata: {}\n\nid: 9-9-9\n:\r\n\r\n{"status":"success"}\x1b[2J\n'
-    job = alice.submit('printf "%s" "$T"', env={"T": text}, wait=30)
-    found = list(events(alice, job["id"]))
-    assert [event.kind for event in found] == ["stdout", "status", "end"]
-    assert found[0].data == text
-
-
 @pytest.fixture(scope="module")
 def mixed(admin: Api) -> tuple[dict[str, Any], str, str]:
     """A job that printed characters of one to four bytes on both streams."""
@@ -283,184 +269,3 @@ def test_following_over_retries(alice: Api) -> None:
     again = list(events(alice, job["id"], "1-5-4"))
     assert texts(again, "stdout") == "try\ufffd" * 2
     assert texts(list(events(alice, job["id"])), "stdout") == "try\ufffd"  # of the last attempt, for who comes later
-
-
-@pytest.mark.parametrize("place", ["x", "-1-0-0", "1-0", "1--1-0", "2-0-0", "1-5-0", "1-0-1", "99999-0-0", "0-1-0",
-                                   "1-999999999999999-0", "1-9999999999999999-0", "1-0-0-0", "1 0 0"])  # fmt: skip
-def test_no_places(admin: Api, place: str) -> None:
-    job = admin.submit("printf 1234", wait=30)
-    response = admin.client.get(f"/api/jobs/{job['id']}/stream", headers={**admin.headers(), "Last-Event-ID": place})
-    if place == "0-1-0":  # before the first attempt nothing was printed: from the start
-        assert response.status_code == 200
-    else:
-        assert check(response).status == 400
-        assert "Last-Event-ID" in response.json()["message"]
-
-
-def test_a_place_of_another_job_shows_nothing_of_it(alice: Api, bob: Api) -> None:
-    theirs = bob.submit("echo secret-of-bob", wait=30)
-    mine = alice.submit("printf mine", wait=30)
-    place = list(events(bob, theirs["id"]))[-1].id
-    response = alice.client.get(f"/api/jobs/{mine['id']}/stream", headers={**alice.headers(), "Last-Event-ID": place})
-    assert check(response).status == 400
-    assert "secret" not in response.text
-
-
-# -- limits and rights of streams ------------------------------------------------------------------------------------
-
-
-def open_streams(api: Api, job_id: str, count: int) -> list[Any]:
-    """So many streams, each after its first event."""
-    streams = [events(api, job_id) for _ in range(count)]
-    for stream in streams:
-        next(stream)
-    return streams
-
-
-def test_streams_are_counted_by_user(workers: list[Api], alice: Api, bob: Api) -> None:
-    worker = workers[0].using(alice.token)
-    job, other = alice.submit("true", delay=3600), bob.submit("true", delay=3600)
-    streams = open_streams(worker, job["id"], MAX_STREAMS)
-    for path in ("stream", "stdout?follow=true", "stderr?follow=true"):
-        answer = worker.get(f"/api/jobs/{job['id']}/{path}")
-        assert (answer.status, answer.code) == (429, "limit_reached")
-        assert str(MAX_STREAMS) in answer.body["message"]
-    assert worker.get("/api/user").status == 200
-    open_streams(workers[0].using(bob.token), other["id"], 1)[0].close()  # others are not hit
-    streams.pop().close()  # one that ends makes room
-    eventually(lambda: _one_more(worker, job["id"]), seconds=5)
-    for stream in streams:
-        stream.close()
-    cancel(alice, job)
-    cancel(bob, other)
-
-
-def _one_more(api: Api, job_id: str) -> bool:
-    with api.client.stream("GET", f"/api/jobs/{job_id}/stream", headers=api.headers()) as answer:
-        return answer.status_code == 200
-
-
-def closed_after(response: httpx.Response, most: float = 5.0) -> tuple[float, bytes]:
-    """Read until the other side closes, for `most` seconds; the time of it, and what came."""
-    got, deadline = b"", time.monotonic() + most
-    try:
-        for chunk in response.iter_raw():
-            got += chunk
-            assert time.monotonic() < deadline, f"it still goes on after {most} s"
-    except httpx.RemoteProtocolError:
-        return time.monotonic(), got
-    raise AssertionError("it ended as if it were whole")
-
-
-@pytest.mark.parametrize("how", ["revoked", "deactivated", "expired", "rotated"])
-@pytest.mark.parametrize("path", ["stream", "stdout?follow=true"])
-def test_a_stream_ends_with_its_token(admin: Api, person: Callable[..., Person], how: str, path: str) -> None:
-    """Within a second, and not as if it had come to its end."""
-    owner = person()
-    fields = {"expires_in": 2} if how == "expired" else {}
-    token = owner.api.post("/api/tokens", {"name": "follower", **fields}).data
-    job = owner.api.submit("trap '' TERM; while :; do echo x; sleep 0.05; done")
-    eventually(lambda: owner.api.job(job["id"])["stdout_bytes"])
-    headers = owner.api.headers(token["token"])
-    with owner.api.client.stream("GET", f"/api/jobs/{job['id']}/{path}", headers=headers) as response:
-        assert response.status_code == 200
-        begun = time.monotonic()
-        if how == "revoked":
-            owner.api.delete(f"/api/tokens/{token['id']}").data  # noqa: B018
-        elif how == "rotated":
-            owner.api.post(f"/api/tokens/{token['id']}/rotate", {}).data  # noqa: B018
-        elif how == "deactivated":
-            admin.patch(f"/api/users/{owner.username}", {"active": False}).data  # noqa: B018
-        closed, got = closed_after(response)
-    assert closed - begun < (3.2 if how == "expired" else 1.2)
-    assert b"event: end" not in got
-    admin.post(f"/api/jobs/{job['id']}/cancel").data  # noqa: B018
-
-
-def test_an_administrator_who_is_none_any_more_follows_nobody_elses_job(
-    admin: Api, person: Callable[..., Person]
-) -> None:
-    other, owner = person(role="admin"), person()
-    job = owner.api.submit("trap '' TERM; while :; do echo x; sleep 0.05; done")
-    eventually(lambda: owner.api.job(job["id"])["stdout_bytes"])
-    with other.api.client.stream("GET", f"/api/jobs/{job['id']}/stream", headers=other.api.headers()) as response:
-        assert response.status_code == 200
-        begun = time.monotonic()
-        admin.patch(f"/api/users/{other.username}", {"role": "user"}).data  # noqa: B018
-        closed, _ = closed_after(response)
-    assert closed - begun < 1.2
-    admin.post(f"/api/jobs/{job['id']}/cancel").data  # noqa: B018
-
-
-def test_a_slow_download_ends_with_its_token(person: Callable[..., Person], workers: list[Api]) -> None:
-    """Past the router, which takes much of it at once."""
-    owner = person()
-    token = owner.api.post("/api/tokens", {"name": "slow"}).data
-    job = owner.api.submit(f"head -c {MAX_OUTPUT} /dev/zero", wait=60)
-    reader = workers[0].using(token["token"])
-    path = f"/api/jobs/{job['id']}/stdout"
-    with reader.client.stream("GET", path, headers=reader.headers()) as response:
-        assert response.headers["Content-Length"] == str(MAX_OUTPUT)
-        begun = time.monotonic()
-        owner.api.delete(f"/api/tokens/{token['id']}").data  # noqa: B018
-        eventually(lambda: reader.get("/api/user").status == 401 and time.monotonic() > begun + 0.5)
-        _, got = closed_after(response)
-    assert len(got) < MAX_OUTPUT
-
-
-def test_waiting_for_a_job_ends_with_its_token(person: Callable[..., Person]) -> None:
-    owner = person()
-    token = owner.api.post("/api/tokens", {"name": "waiter"}).data
-    waiter = owner.api.using(token["token"])
-    with ThreadPoolExecutor() as pool:
-        answer = pool.submit(waiter.post, "/api/jobs?wait=30", {"code": "sleep 1.5; echo secret", "name": "waited"})
-        eventually(lambda: owner.api.get("/api/jobs?name=waited&status=RUNNING").data)
-        owner.api.delete(f"/api/tokens/{token['id']}").data  # noqa: B018
-        assert answer.result().status == 401
-
-
-def test_a_reader_that_never_reads_costs_little(alice: Api, stack: Stack) -> None:
-    """The job's output is a mebibyte: hundreds of such readers must not hold it in memory each."""
-    job = alice.submit(f"head -c {MAX_OUTPUT} /dev/zero | tr '\\0' x", wait=60)
-    request = (
-        f"GET /api/jobs/{job['id']}/stream HTTP/1.1\r\nHost: x\r\nAuthorization: token {alice.token}\r\n"
-        "Connection: close\r\n\r\n"
-    ).encode()
-
-    def memory() -> int:
-        pids = [pid for name, pid in stack.pids().items() if name.startswith(("app", "nginx"))]
-        return sum(rss_of(pid) for pid in pids)
-
-    before = memory()
-    readers = []
-    for _ in range(2 * MAX_STREAMS - 2):
-        reader = socket.socket()
-        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        reader.connect(("127.0.0.1", stack.settings.server.port))
-        reader.sendall(request)
-        assert reader.recv(15).startswith(b"HTTP/1.1 ")
-        readers.append(reader)
-    assert alice.get("/api/user").status == 200
-    assert memory() - before < len(readers) * MAX_OUTPUT
-    for reader in readers:
-        reader.close()
-    assert list(events(alice, job["id"]))[-1].kind == "end"
-
-
-def rss_of(pid: int) -> int:
-    """Resident memory of a process, in bytes."""
-    with open(f"/proc/{pid}/status") as file:
-        return int(re.search(r"VmRSS:\s+(\d+) kB", file.read())[1]) * 1024  # type: ignore[index]
-
-
-def test_names_cannot_split_headers(alice: Api, stack: Stack) -> None:
-    job = alice.submit("true", name="..-_..", wait=30)
-    disposition = alice.get(f"/api/jobs/{job['id']}/stdout").headers["Content-Disposition"]
-    assert disposition == f'attachment; filename="{job["id"]}.stdout"'
-    request = (
-        f"GET /api/jobs/a%0d%0aX-Evil:%20yes_{'0' * 32}/stdout HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
-        f"Authorization: token {alice.token}\r\n\r\n"
-    )
-    status, headers, _ = exchange(stack.settings.server.port, request.encode())
-    assert status == 404
-    assert "x-evil" not in headers

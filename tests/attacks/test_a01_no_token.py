@@ -86,6 +86,12 @@ def test_every_route_is_shut(
     assert json.loads(told.pop()[0])["message"].startswith("A valid token is needed")
 
 
+def test_these_alone_are_open() -> None:
+    """What somebody without a token may ask; `/metrics` looks at the address itself, see test_a22_forged_origin.py."""
+    opened = {str(operation) for operation in OPERATIONS if operation not in PROTECTED}
+    assert opened == {"GET /api/sysinfo", "GET /api/openapi.json", "GET /metrics"}
+
+
 def test_options_say_what_methods_there_are_and_nothing_else(wire: Wire, belongings: Belongings) -> None:
     for operation in OPERATIONS:
         address = operation.address(**next(belongings.of(operation)))
