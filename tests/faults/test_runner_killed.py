@@ -106,10 +106,10 @@ def test_killed_again_and_again_before_a_script_begins(site: Site) -> None:
 
 def test_killed_while_many_run(server: Server) -> None:
     mark = "3171.25"
-    with server.database() as url, Site(url, runner={**QUICK, "slots": 24}, jobs={"kill_grace": 0.5}) as site:
+    with server.database() as url, Site(url, runner={**QUICK, "slots": 28}, jobs={"kill_grace": 0.5}) as site:
         ids = [
             site.submit(f"echo begun; sleep {mark}", on_lost="requeue" if number % 2 else "fail", timeout=60.0)
-            for number in range(30)
+            for number in range(30)  # of which one user may run 24 at once
         ]
         runner = site.start_runner()
         eventually(lambda: len(processes(f"sleep\0{mark}")) == 24, 30)
