@@ -37,8 +37,7 @@ RIGHTS = (
     Capability.SETGID,  # and gids
     Capability.SYS_ADMIN,  # namespaces and mounts
     Capability.MKNOD,  # /dev/null and its like
-    Capability.CHOWN,  # a job may open its own standard streams
-    Capability.KILL,  # whoever they belong to
+    Capability.KILL,  # and are to be ended
     Capability.SYS_PTRACE,  # to see which memory a job's processes share,
     Capability.DAC_READ_SEARCH,  # and which files they hold open
 )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import stat
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,14 @@ import pytest
 
 from baselayer import keyhole, privilege, supervision
 from baselayer.config import ConfigError
-from baselayer.privilege import Account
+from baselayer.privilege import Account, Capability
 from services import layout
 from services.runner.__main__ import RIGHTS
 from shell_service.output import OutputStore
+from shell_service.sandbox import kill_leftover
 from shell_service.settings import Settings
 from tests.operations.test_postgres import in_child
+from tests.sandbox import support
 from tests.stack import Stack, write_config
 from tests.waiting import eventually
 
@@ -127,6 +130,50 @@ def test_whose_processes_they_are_and_what_they_may(stack: Stack) -> None:
         assert (process.gains_nothing(), process.groups()) == (True, [])
         assert min(map(int, process.ids())) >= stack.settings.sandbox.uid_base
     assert found == {}
+
+
+@as_root
+@pytest.mark.parametrize("missing", [None, *RIGHTS])
+def test_the_runner_needs_each_of_its_rights_and_no_other(missing: Capability | None) -> None:
+    async def all_of_root_s() -> str | None:
+        async with support.sandbox() as made:
+            await made.test_network()
+            return made.facts()["network"]
+
+    network = support.run(all_of_root_s())
+    if missing is None:
+        in_child(lambda: run_jobs_with(RIGHTS, network))
+    else:
+        with pytest.raises(AssertionError):
+            in_child(lambda: run_jobs_with([right for right in RIGHTS if right != missing], network))
+
+
+def run_jobs_with(rights: Sequence[Capability], network: str | None) -> None:
+    """All that a runner does with jobs: fails where it cannot; `network` is why jobs have none, whatever the rights."""
+
+    async def main() -> None:
+        async with support.sandbox() as made:
+            assert await made.self_test(support.LIMITS) is None
+            await made.test_network()
+            assert made.facts()["network"] in (None, network)
+            launcher = await made.prepare(1)
+            ran = await support.execute(launcher, "echo hello > /dev/stdout")
+            assert ran.stdout == b"hello\n", ran.stderr
+            job = await launcher.start(support.command("/bin/sh", b"echo begun; sleep 60"))
+            job.go()
+            assert await support.read_line(job.stdout) == b"begun\n"
+            look_into(job.pid)
+            assert kill_leftover(job.pid, job.start_time)
+            assert (await support.finish(job)).exit.signal == signal.SIGKILL
+
+    privilege.limit(rights)
+    support.run(main())
+
+
+def look_into(init: int) -> None:
+    (script,) = Path(f"/proc/{init}/task/{init}/children").read_text().split()
+    assert "Pss_Anon" in Path(f"/proc/{script}/smaps_rollup").read_text()
+    assert [os.stat(f"/proc/{script}/fd/{name}") for name in os.listdir(f"/proc/{script}/fd")]
 
 
 @as_root
