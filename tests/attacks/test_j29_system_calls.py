@@ -105,6 +105,7 @@ def rows() -> list[tuple[str, list[int], str | None]]:
             found.append(("socket", [family, stream, protocol], None if protocol <= 17 else "EPROTONOSUPPORT"))
     for protocol in range(32):
         found.append(("socket", [netlink, 3, protocol], "EPROTONOSUPPORT" if protocol else None))
+    found += [("socket", [family, 3, high | 1], "EPROTONOSUPPORT") for family in (inet, inet6, netlink)]
     for bit in range(64):
         answer = "EPERM" if 1 << bit in seccomp_flags() else None
         found.append(("clone", [1 << bit if bit < 63 else -(1 << 63)], answer))

@@ -1,4 +1,4 @@
-"""The walls, each tried from inside."""
+"""The walls, each tried from inside. The system call filter is tried in `tests/attacks/test_j29_system_calls.py`."""
 
 from __future__ import annotations
 
@@ -499,61 +499,6 @@ for family, address in ((socket.AF_INET, ("127.0.0.1", 7777)), (socket.AF_UNIX, 
     run(main())
 
 
-@pytest.mark.parametrize("name", [name for name in seccomp.EPERM if number(name) >= 0])
-def test_is_not_permitted(name: str) -> None:
-    # -1: enough to make most of them fail otherwise than by the filter, were it not there.
-    assert calls((name, 0, 0, 0, 0, 0), (name, -1, -1, -1, -1, -1)) == ["EPERM", "EPERM"]
-
-
-def test_is_not_implemented() -> None:
-    names = [name for name in seccomp.ENOSYS if number(name) >= 0]
-    assert len(names) > 8
-    answers = calls(*((name, 0, 0, 0, 0, 0) for name in names), (451,), (462,), (463,), (1000,), (1 << 30,))
-    assert set(answers) == {"ENOSYS"}
-
-
-def test_no_new_namespace() -> None:
-    sigchld = 17
-    assert set(calls(*(("clone", flag | sigchld, 0, 0, 0, 0) for flag in seccomp.NAMESPACES))) == {"EPERM"}
-    assert lines("cat /proc/sys/user/max_user_namespaces") == ["0"]  # were there no filter
-
-
-def test_families_of_sockets() -> None:
-    inet, stream, raw, packet, vsock, alg, bluetooth = 2, 1, 3, 17, 40, 38, 31
-    bad = [(family, stream, 0) for family in (packet, vsock, alg, bluetooth, 3, 9, 15, 18, (1 << 32) | packet)]
-    answers = calls(*(("socket", *arguments) for arguments in bad), ("socketpair", inet, stream, 0, 0))
-    assert set(answers) == {"EAFNOSUPPORT"}
-    assert calls(("socket", inet, stream, 0), ("socket", 1, stream, 0), ("socket", inet, raw, 1)) == [
-        "worked", "worked", "EPERM"]  # fmt: skip
-    sctp, multipath, udplite, datagram, inet6, audit, uevents = 132, 262, 136, 2, 10, 9, 15
-    exotic = [(inet, stream, sctp), (inet6, stream, multipath), (inet, datagram, udplite), (inet, raw, 255)]
-    netlink = [(16, raw, protocol) for protocol in (audit, uevents, 16, 1 << 32)]
-    assert set(calls(*(("socket", *arguments) for arguments in exotic + netlink))) == {"EPROTONOSUPPORT"}
-    assert calls(("socket", 16, raw, 0), ("socket", inet, datagram, 17)) == ["worked", "worked"]
-
-
-def test_no_typing_into_a_terminal() -> None:
-    requests = (seccomp.TIOCSTI, seccomp.TIOCLINUX, (1 << 32) | seccomp.TIOCSTI)
-    assert set(calls(*(("ioctl", 0, request, 0) for request in requests))) == {"EPERM"}
-    assert "No such device" in fails("echo > /dev/tty")
-
-
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="these two ABIs are that machine's")
-def test_other_abis() -> None:
-    getpid_x32, getpid_i386 = 0x40000000 | 39, 20
-    assert calls((getpid_x32,)) == ["ENOSYS"]
-    code = (
-        CALL
-        + f"""
-import mmap
-page = mmap.mmap(-1, 4096, prot=7)
-page.write(bytes([0xB8]) + ({getpid_i386}).to_bytes(4, "little") + bytes([0xCD, 0x80, 0xC3]))
-ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))()
-"""
-    )
-    assert job(code, PYTHON).exit.signal == signal.SIGSYS
-
-
 @pytest.mark.parametrize("kind", ["user", "pid", "mnt", "ipc", "uts", "cgroup", "net"])
 def test_each_namespace_is_another(kind: str) -> None:
     async def main() -> tuple[str, str, str]:
@@ -569,11 +514,6 @@ def test_each_namespace_is_another(kind: str) -> None:
             return os.readlink(f"/proc/self/ns/{kind}"), first, second
 
     assert len(set(run(main()))) == 3
-
-
-def test_masked_kernel_information() -> None:
-    assert lines("cat /proc/cmdline /proc/keys /proc/kallsyms") == []
-    assert fails("cat /proc/kmsg /proc/kcore")
 
 
 def test_a_users_path_is_in_no_mount() -> None:
