@@ -4,7 +4,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help run stop status log monitor test test_soak lint format doc db_init db_migrate db_clear db_shell \
-	load_demo_data bench clean tls_self_signed system lock
+	load_demo_data rotate_secrets_key bench clean tls_self_signed system lock
 
 CONFIG ?=
 ARGS ?=
@@ -35,7 +35,7 @@ endef
 
 help: ## show this help
 	@echo "make VERB [CONFIG=path/to/config.yaml]"
-	@awk -F ':.*## ' '/^[a-z_]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z_]+:.*## / { printf "  %-19s %s\n", $$1, $$2 }' Makefile
 
 run: system $(RUNTIME) ## run everything in the foreground; Ctrl-C stops it
 	@$(MANAGE) run
@@ -86,6 +86,9 @@ db_shell: $(RUNTIME) ## open psql on the database
 
 load_demo_data: $(RUNTIME) ## add demo users, their tokens to .tokens.yaml
 	@$(MANAGE) load_demo_data
+
+rotate_secrets_key: $(RUNTIME) ## seal all secrets with a new key, while the service is stopped
+	@$(MANAGE) rotate_secrets_key
 
 bench: $(RUNTIME) $(DEV) ## measure the service beside its yardsticks
 	@baselayer/tools/check_system.sh $(PYTHON) bench

@@ -18,7 +18,8 @@ from baselayer.errors import Conflict
 from services import layout, run
 from services.errors import OperatorError
 from services.migrate.__main__ import OLDEST, check, migrate, wait_until_up
-from shell_service import migrations, provision
+from shell_service import migrations, provision, secrets
+from shell_service.secrets import Keyring
 from shell_service.settings import Settings
 
 START_SECONDS = 60
@@ -125,7 +126,15 @@ def served(settings: Settings) -> Iterator[None]:
     if _refusal(make_url(settings.database_url)) is None:
         yield
         return
-    with run.alone(settings), (settings.log_dir / "postgres.log").open("ab") as log:
+    with run.alone(settings), _started(settings):
+        yield
+
+
+@contextmanager
+def _started(settings: Settings) -> Iterator[None]:
+    """Within the block the embedded database runs. For who holds the data folder."""
+    settings.cluster.create()
+    with (settings.log_dir / "postgres.log").open("ab") as log:
         server = settings.cluster.start(settings.max_connections, settings.database.shared_buffers, log)
         try:
             wait_until_up(settings.database_url, START_SECONDS)
@@ -191,3 +200,16 @@ def load_demo_data(settings: Settings, say: Callable[[str], None]) -> None:
             raise DatabaseError(error.message) from error
     said = f"made {', '.join(made)}" if made else "all are there"
     say(f"[check] demo users: {said}; their tokens are in {run.short(settings.tokens_file)}")
+
+
+def rotate_secrets_key(settings: Settings, say: Callable[[str], None]) -> None:
+    """Seal all secrets with a new key. Raises `run.RunError` while the service runs: its processes know the old one."""
+    layout.prepare_folders(settings)
+    with run.alone(settings), _started(settings) if settings.database.url == "embedded" else served(settings):
+        migrate(settings)
+        engine = sqlalchemy.create_engine(settings.database_url, poolclass=sqlalchemy.NullPool)
+        Keyring.of(settings.secrets_key)
+        sealed, broken = secrets.rotate(engine, settings.secrets_key)
+    say(f"[check] {sealed} secrets are sealed with a new key, in {run.short(settings.secrets_key)}")
+    if broken:
+        say(f"[check] {broken} could not be opened with the old one: their owners have to store them again")

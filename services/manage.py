@@ -189,6 +189,15 @@ def load_demo_data(chosen: Chosen) -> None:
     database.load_demo_data(chosen.settings, say)
 
 
+@main.command("rotate_secrets_key")
+@click.pass_obj
+def rotate_secrets_key(chosen: Chosen) -> None:
+    """Seal all secrets with a new key."""
+    from services import database
+
+    database.rotate_secrets_key(chosen.settings, say)
+
+
 @main.command("tls_self_signed")
 @click.pass_obj
 def tls_self_signed(chosen: Chosen) -> None:

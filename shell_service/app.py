@@ -28,6 +28,7 @@ from shell_service.records import Record, Records
 from shell_service.refusals import Refusals
 from shell_service.schemas import JobRules
 from shell_service.scopes import SCOPES
+from shell_service.secrets import Keyring
 from shell_service.settings import Settings
 from shell_service.streams import Ticker
 from shell_service.submissions import Limits, Stored, Submission
@@ -50,6 +51,7 @@ class App:
     reader: OutputReader
     rules: JobRules
     limits: Limits
+    keyring: Keyring
     submissions: Batcher[Submission, Stored]
     batches: Batcher[Submission, Stored]
     records: Records
@@ -79,7 +81,9 @@ class App:
         self.hub.poll_now()
 
 
-def make_app(settings: Settings, database: Database, shells: Mapping[str, str], failpoints: FailPoints) -> App:
+def make_app(
+    settings: Settings, database: Database, shells: Mapping[str, str], keyring: Keyring, failpoints: FailPoints
+) -> App:
     """The application of one worker. `shells` are the interpreters found on this host."""
     limits = default_limits(settings)
     outputs = OutputStore(settings.output_dir)
@@ -103,6 +107,7 @@ def make_app(settings: Settings, database: Database, shells: Mapping[str, str], 
         reader=OutputReader(outputs),
         rules=JobRules(settings.jobs, shells),
         limits=limits,
+        keyring=keyring,
         submissions=Batcher(submit, max_items=200, weigh=size, max_weight=_LARGE),
         batches=Batcher(submit, max_items=5, weigh=size, max_weight=_LARGE),
         records=records,

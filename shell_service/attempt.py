@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import signal
 import time
@@ -95,9 +96,9 @@ class Attempt:
         try:
             try:
                 process = await self._start()
-            except (ValueError, NoNetwork) as error:
+            except (ValueError, NoNetwork) as error:  # it would be the same next time
                 await marking
-                return self._result(("FAILED", str(error)))
+                return dataclasses.replace(self._result(("FAILED", str(error))), retry_in=None)
             except (SandboxError, OSError) as error:
                 logger.error("job %s: %s", self.claim.job_id.hex, getattr(error, "detail", error))
                 await marking

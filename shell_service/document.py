@@ -41,6 +41,11 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "integer", "minimum": 0, "maximum": 999_999_999},
         "example": 7,
     },
+    "name": {
+        "description": "The secret's name.",
+        "schema": {"type": "string", "pattern": f"^{schemas.VARIABLE}$"},
+        "example": "API_KEY",
+    },
     "username": {
         "description": "The user's name.",
         "schema": {"type": "string", "minLength": 1, "maxLength": 100, "pattern": f"^{schemas.NAME}$"},
@@ -161,6 +166,8 @@ EXAMPLES: dict[type[Schema], Any] = {
     schemas.Cancelled: {"cancelled": 2},
     schemas.TokenRecord: _TOKEN,
     schemas.NewTokenRecord: _NEW_TOKEN,
+    schemas.SecretRequest: {"value": "correct horse battery staple"},
+    schemas.SecretRecord: {"name": "API_KEY", "created_at": _AT, "modified": _AT},
     schemas.UserRecord: _USER,
     schemas.WhoAmI: {**_USER, "scopes": ["jobs:read"], "token": _TOKEN, "running": 2, "queued": 0},
     AuditRecord: _AUDIT,

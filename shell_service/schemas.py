@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
+from marshmallow import Schema, ValidationError, fields, post_load, validate, validates, validates_schema
 from marshmallow.experimental.context import Context
 
 from baselayer.fields import Flag, Instant, Items, Number, Pairs, Request, Size, Text, Whole
@@ -18,6 +18,7 @@ from shell_service.settings import Jobs
 NAME = "[A-Za-z0-9._-]+"
 VARIABLE = "[A-Za-z_][A-Za-z0-9_]{0,63}"
 MAX_SECRETS = 50  # of a job
+MAX_SECRET = 64 * 1024  # bytes
 _MOST = 2**53  # of any limit: beyond it JSON's numbers are not exact
 DAY = 86_400
 CENTURY = 100 * 366 * DAY
@@ -390,6 +391,34 @@ class OwnBounds(Request):
         OwnJobLimits, allow_none=True, metadata=about("What a job gets that asks for nothing, as far as `max` allows.")
     )
     max = fields.Nested(OwnJobLimits, allow_none=True, metadata=about("The most that a job may ask for."))
+
+
+class SecretRequest(Request):
+    """A secret to be stored."""
+
+    value = Text(
+        low=4,
+        high=MAX_SECRET,
+        required=True,
+        metadata=about(
+            f"The value: 4 characters or more, as less could not be hidden in what jobs print, {MAX_SECRET} bytes at"
+            " the most.",
+            "correct horse battery staple",
+        ),
+    )
+
+    @validates("value")
+    def _not_long(self, value: str, **kwargs: Any) -> None:
+        if len(value.encode()) > MAX_SECRET:
+            raise ValidationError(f"Must be at most {MAX_SECRET} bytes.")
+
+
+class SecretRecord(Schema):
+    """A secret, without its value."""
+
+    name = fields.String(metadata=about("What its owner calls it."))
+    created_at = Instant(metadata=about("When it was first stored."))
+    modified = Instant(metadata=about("When it was given its value."))
 
 
 class LimitsRequest(Request):

@@ -62,6 +62,7 @@ class Users:
     max_queued: int
     jobs_per_minute: int
     max_streams: int
+    max_secrets: int
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,11 @@ class Settings:
         return self.data_dir / "secrets"
 
     @property
+    def secrets_key(self) -> Path:
+        """The keys that secrets are sealed with, one a line; the first seals."""
+        return self.secrets_dir / "secrets.key"
+
+    @property
     def site_dir(self) -> Path:
         """The built docs site."""
         return self.data_dir / "site"
@@ -302,6 +308,7 @@ def _check_ranges(settings: Settings) -> None:
         "sandbox.max_launchers": (settings.sandbox.max_launchers, 1, 100_000),
         "users.max_running": (settings.users.max_running, 0, 1_000_000),
         "users.jobs_per_minute": (settings.users.jobs_per_minute, 0, 10**9),
+        "users.max_secrets": (settings.users.max_secrets, 0, 10_000),
     }
     for name in WITH_TIMEOUT:
         limit = getattr(settings.limits, name)

@@ -17,10 +17,11 @@ from tornado.httpserver import HTTPServer
 from baselayer import log
 from baselayer.database import Database
 from baselayer.failpoint import FailPoints
-from services import account, sockets
+from services import account, keys, sockets
 from services.options import config_option
 from services.ready import schema_is_current
 from shell_service import shells
+from shell_service.secrets import Keyring
 from shell_service.settings import Settings
 
 
@@ -37,13 +38,13 @@ def main(settings: Settings, process: int) -> None:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)  # read when prometheus_client is imported, next
     import shell_service.app  # noqa: F401 - while nothing of it can be out of reach
 
-    database_url = settings.database_url
+    database_url, keyring = settings.database_url, keys.keyring(settings)
     entrance = sockets.bind(settings.socket_dir / f"app_{process}.sock")
     account.enter(settings, database_url, [folder, settings.output_dir])
-    uvloop.run(serve(settings, database_url, entrance))
+    uvloop.run(serve(settings, database_url, entrance, keyring))
 
 
-async def serve(settings: Settings, database_url: str, entrance: socket.socket) -> None:
+async def serve(settings: Settings, database_url: str, entrance: socket.socket, keyring: Keyring) -> None:
     """Serve until SIGTERM; then finish the requests at hand, for `server.drain_seconds` at most."""
     from shell_service.app import make_app, routes, run_background
 
@@ -53,7 +54,7 @@ async def serve(settings: Settings, database_url: str, entrance: socket.socket) 
         statement_timeout=settings.database.statement_timeout,
         wait=settings.database.pool_timeout,
     )
-    app = make_app(settings, database, shells.available(settings.shells), FailPoints())
+    app = make_app(settings, database, shells.available(settings.shells), keyring, FailPoints())
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import click
@@ -20,13 +20,14 @@ from baselayer import log, privilege
 from baselayer.database import Database
 from baselayer.failpoint import FailPoints
 from baselayer.privilege import Capability
+from services import keys
 from services.options import config_option
 from services.ready import schema_is_current
-from shell_service import shells
-from shell_service.queue import Claim
+from shell_service import secrets, shells
 from shell_service.runner import Runner
 from shell_service.sandbox import Sandbox, cgroup
 from shell_service.sandbox.cgroup import Groups
+from shell_service.secrets import Keyring
 from shell_service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -54,10 +55,11 @@ def main(settings: Settings, process: int) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = hold(folder)
     groups = control_groups(folder, name)
+    keyring = keys.keyring(settings)
     os.umask(0o027)  # outputs are for the web workers, by their group
     if settings.account:
         privilege.limit(RIGHTS, [settings.account.gid])
-    uvloop.run(serve(settings, folder, name, groups))
+    uvloop.run(serve(settings, folder, name, groups, keyring))
     os.close(lock)
 
 
@@ -80,7 +82,7 @@ def control_groups(folder: Path, name: str) -> Groups | None:
         return None
 
 
-async def serve(settings: Settings, folder: Path, name: str, groups: Groups | None) -> None:
+async def serve(settings: Settings, folder: Path, name: str, groups: Groups | None, keyring: Keyring) -> None:
     """Run until SIGTERM, then drain; at a second SIGTERM end at once what still runs."""
     stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -90,9 +92,7 @@ async def serve(settings: Settings, folder: Path, name: str, groups: Groups | No
     offered = shells.available(settings.shells)
     sandbox = Sandbox(settings.sandbox)
 
-    async def read_secrets(claim: Claim) -> Mapping[str, bytes]:
-        return {}
-
+    read_secrets = partial(secrets.of_claim, database, keyring)
     host = socket.gethostname()
     runner = Runner(settings, database, sandbox, groups, offered, read_secrets, folder, host, name, FailPoints())
     if await schema_is_current(database, stop):

@@ -12,6 +12,7 @@ from tests.stack import Stack
 
 MAX_OUTPUT = 2**20
 MAX_STREAMS = 20
+MAX_SECRETS = 60
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +22,7 @@ def stack() -> Iterator[Stack]:
         runner={"slots": 16, "drain_seconds": 2},
         jobs={"kill_grace": 1},
         limits={"output": {"default": MAX_OUTPUT}},
-        users={"max_streams": MAX_STREAMS},
+        users={"max_streams": MAX_STREAMS, "max_secrets": MAX_SECRETS},
     ) as running:
         yield running
         for name in ("app_00", "app_01", "runner_00", "scheduler"):

@@ -19,7 +19,7 @@ WHO = ("nobody", "wrong scope", "other", "owner", "admin")
 JOB = {"code": "true"}
 
 # Method and path, what is sent, and the status for each of WHO. {job} is a job of the owner's that has ended, {waiting}
-# one that waits, {token} another token of the owner's, {owner} his name.
+# one that waits, {token} another token and {secret} a secret of the owner's, {owner} his name.
 TABLE: list[tuple[str, str, str, Any, tuple[int, int, int, int, int]]] = [
     ("GET", "/api/jobs", "/api/jobs", None, (401, 403, 200, 200, 200)),
     ("POST", "/api/jobs", "/api/jobs", JOB, (401, 403, 200, 200, 200)),
@@ -31,6 +31,10 @@ TABLE: list[tuple[str, str, str, Any, tuple[int, int, int, int, int]]] = [
     ("GET", "/api/jobs/{job_id}/stdout", "/api/jobs/{job}/stdout", None, (401, 403, 404, 200, 200)),
     ("GET", "/api/jobs/{job_id}/stderr", "/api/jobs/{job}/stderr", None, (401, 403, 404, 200, 200)),
     ("GET", "/api/jobs/{job_id}/stream", "/api/jobs/{job}/stream", None, (401, 403, 404, 200, 200)),
+    ("GET", "/api/secrets", "/api/secrets", None, (401, 403, 200, 200, 200)),
+    ("GET", "/api/secrets/{name}", "/api/secrets/{secret}", None, (401, 403, 404, 200, 404)),
+    ("PUT", "/api/secrets/{name}", "/api/secrets/{secret}", {"value": "another"}, (401, 403, 200, 200, 200)),
+    ("DELETE", "/api/secrets/{name}", "/api/secrets/{secret}", None, (401, 403, 404, 200, 404)),
     ("GET", "/api/tokens", "/api/tokens", None, (401, 403, 200, 200, 200)),
     ("POST", "/api/tokens", "/api/tokens", {"name": "new"}, (401, 403, 200, 200, 200)),
     ("DELETE", "/api/tokens/{token_id}", "/api/tokens/{token}", None, (401, 403, 404, 200, 200)),
@@ -57,7 +61,7 @@ CASES = [
 
 @dataclass
 class World:
-    """An owner with a job and a token, and all who may come to them."""
+    """An owner with a job, a token and a secret, and all who may come to them."""
 
     owner: Person
     callers: dict[str, Api]
@@ -67,15 +71,18 @@ class World:
         self.renew()
 
     def renew(self) -> None:
-        """A job that waits and a token that nobody has touched yet."""
+        """A job that waits, a token and a secret that nobody has touched yet."""
         self.waiting = self.owner.api.submit(delay=3600)["id"]
         self.token = self.owner.api.post("/api/tokens", {"name": "spare"}).data
+        self.secret = f"S{uuid.uuid4().hex}"
+        self.secret_record = self.owner.api.put(f"/api/secrets/{self.secret}", {"value": "private"}).data
 
     def fill(self, text: str) -> str:
         return (
             text.replace("{job}", self.job)
             .replace("{waiting}", self.waiting)
             .replace("{token}", str(self.token["id"]))
+            .replace("{secret}", self.secret)
             .replace("{owner}", self.owner.username)
             .replace("{new}", f"new{uuid.uuid4().hex}")
         )
@@ -84,6 +91,7 @@ class World:
         assert self.owner.api.job(self.waiting)["status"] == "PENDING"
         assert self.owner.api.get("/api/user", token=self.token["token"]).data["username"] == self.owner.username
         assert self.owner.api.job(self.job)["status"] == "COMPLETED"
+        assert self.owner.api.get(f"/api/secrets/{self.secret}").data == self.secret_record
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +131,7 @@ def test_who_may_do_what(
     if status == 404:
         replaced = world.fill(address).replace(world.job, f"job_{uuid.uuid4().hex}")
         replaced = replaced.replace(world.waiting, f"job_{uuid.uuid4().hex}")
-        replaced = replaced.replace(f"/{world.token['id']}", "/999999999")
+        replaced = replaced.replace(f"/{world.token['id']}", "/999999999").replace(world.secret, "NONE")
         assert replaced != world.fill(address)
         unknown = ask(api, method, replaced, body)
         assert (answer.status, answer.body) == (unknown.status, unknown.body)

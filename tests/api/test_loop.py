@@ -25,6 +25,7 @@ from baselayer.database import Database
 from baselayer.failpoint import FailPoints
 from shell_service import tokens
 from shell_service.app import App, make_app, routes, run_background
+from shell_service.secrets import Keyring, new_key
 from tests.factories import add_user
 from tests.stack import write_config
 
@@ -84,7 +85,7 @@ async def worker(database_url: str, folder: Path) -> Any:
         session.commit()
     engine.dispose()
     database = Database(database_url, size=2, statement_timeout=20.0)
-    app = make_app(settings, database, {"sh": "/bin/sh"}, FailPoints())
+    app = make_app(settings, database, {"sh": "/bin/sh"}, Keyring([new_key()]), FailPoints())
     server = HTTPServer(routes(app), max_body_size=settings.server.max_body, max_buffer_size=2**24)
     server.add_socket(bind_unix_socket(str(folder / "socket")))
     stop = asyncio.Event()

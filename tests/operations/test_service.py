@@ -200,6 +200,10 @@ def test_work_on_the_database_while_nothing_runs(own: Stack) -> None:
     made = manage(own.config, "load_demo_data")
     assert (made.returncode, str(own.settings.tokens_file) in made.stdout) == (0, True), made.stderr
     assert "DEMO_ALICE" in own.settings.tokens_file.read_text()
+    before = own.settings.secrets_key.read_bytes()
+    rotated = manage(own.config, "rotate_secrets_key")
+    assert (rotated.returncode, "0 secrets are sealed" in rotated.stdout) == (0, True), rotated.stderr
+    assert own.settings.secrets_key.read_bytes() != before
     asked = manage(own.config, "db_clear")
     assert own.settings.postgres_dir.exists(), "without a yes nothing is deleted"
     assert asked.returncode != 0
@@ -211,9 +215,9 @@ def test_work_on_the_database_while_nothing_runs(own: Stack) -> None:
     assert own.client().get("/api/user").status_code == 200
 
 
-@pytest.mark.parametrize("yes", [["--yes"], []], ids=["sure", "asked"])
-def test_the_database_is_not_cleared_under_a_running_service(stack: Stack, yes: list[str]) -> None:
-    refused = manage(stack.config, "db_clear", *yes)
+@pytest.mark.parametrize("verb", [["db_clear", "--yes"], ["db_clear"], ["rotate_secrets_key"]], ids=" ".join)
+def test_what_a_running_service_does_not_stand_is_refused(stack: Stack, verb: list[str]) -> None:
+    refused = manage(stack.config, *verb)
     assert (refused.returncode, refused.stdout) == (1, ""), "there is no use in asking"
     assert "a service already runs" in refused.stderr
     assert stack.client().get("/api/user").status_code == 200

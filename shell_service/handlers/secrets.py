@@ -1,0 +1,75 @@
+"""Secrets: store, list, delete; nobody is shown a value."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from baselayer.errors import Conflict, NotFound
+from baselayer.handler import Call, Route, endpoint
+from shell_service import schemas, secrets
+from shell_service.handlers.base import AppHandler, decode_cursor, encode_cursor
+
+
+class Secrets(AppHandler):
+    @endpoint("secrets:read", query=schemas.PageQuery, answer=schemas.SecretRecord(many=True))
+    async def get(self, call: Call) -> Any:
+        """List secrets, newest first.
+
+        One's own, and their names only; administrators have no other list.
+        """
+        limit, cursor = call.query["limit"], decode_cursor(call.query["cursor"], 4)
+        before = int.from_bytes(cursor) if cursor else None
+        rows = await self.app.database.ask(secrets.page, call.caller, limit + 1, before)
+        self.link_next(encode_cursor(rows[limit - 1].id.to_bytes(4)) if len(rows) > limit else None)
+        return [secrets.record(row) for row in rows[:limit]]
+
+
+class OneSecret(AppHandler):
+    @endpoint("secrets:read", answer=schemas.SecretRecord(), errors=[NotFound])
+    async def get(self, call: Call, name: str) -> Any:
+        """See that a secret is there, and since when.
+
+        Its value is never shown.
+        """
+        return await self.app.database.ask(secrets.find, call.caller, _name(name))
+
+    @endpoint(
+        "secrets:write",
+        body=schemas.SecretRequest,
+        answer=schemas.SecretRecord(),
+        errors=[NotFound, Conflict],
+        action="secret.put",
+    )
+    async def put(self, call: Call, name: str) -> Any:
+        """Store a secret, or give it another value.
+
+        Names are those of environment variables. Jobs that name the secret find the value in
+        `/run/job/secrets`, from the next that starts on; what they print of it is replaced by `***`.
+        """
+        name = _name(name)
+        most = self.app.settings.users.max_secrets
+        put, keyring = secrets.put, self.app.keyring
+        return await self.change(lambda _: self.entry(name), put, keyring, call.caller, name, call.body["value"], most)
+
+    @endpoint("secrets:write", answer=schemas.Nothing(), errors=[NotFound], action="secret.delete")
+    async def delete(self, call: Call, name: str) -> Any:
+        """Delete a secret.
+
+        A job that names it and has not started yet ends FAILED when its turn comes.
+        """
+        name = _name(name)
+        await self.change(lambda _: self.entry(name), secrets.remove, call.caller, name)
+        return {}
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(schemas.VARIABLE, text, re.ASCII):
+        raise NotFound
+    return text
+
+
+ROUTES = [
+    Route("/api/secrets", Secrets),
+    Route("/api/secrets/{name}", OneSecret),
+]
