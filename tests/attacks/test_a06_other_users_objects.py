@@ -13,7 +13,8 @@ from tests.client import Api, Person
 
 Unchanged = Callable[[], AbstractContextManager[None]]
 
-NAMING = [operation for operation in OPERATIONS if operation.parts]
+# A PUT names what the caller has, or will have: see below.
+NAMING = [operation for operation in OPERATIONS if operation.parts and operation.method != "PUT"]
 
 
 @pytest.mark.parametrize("operation", NAMING, ids=str)
@@ -63,6 +64,17 @@ def test_another_s_cursor_leads_to_one_s_own(alice: Person, bob: Person, belongi
         address = link[1 : link.index(">")]
         assert belongings.owner.username in repr(alice.api.get(address).body)
         assert belongings.owner.username not in repr(bob.api.get(address).body)
+
+
+def test_what_is_put_is_one_s_own(bob: Person, alice: Person, belongings: Belongings) -> None:
+    """Whatever others call so stays as it is, and jobs of each are given what is theirs."""
+    (name,) = belongings.things["name"]
+    bob.api.put(f"/api/secrets/{name}", {"value": "that of bob"}).data  # noqa: B018
+    code = f'[ "$(cat /run/job/secrets/{name})" = "that of bob" ]'
+    for person, status in ((bob, "COMPLETED"), (alice, "FAILED")):
+        assert person.api.submit(code, secrets=[name], wait=30)["status"] == status
+    assert bob.api.delete(f"/api/secrets/{name}").status == 200
+    assert alice.api.get(f"/api/secrets/{name}").status == 200
 
 
 def test_many_are_cancelled_of_one_s_own_only(bob: Person, belongings: Belongings, unchanged: Unchanged) -> None:

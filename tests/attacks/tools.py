@@ -106,18 +106,22 @@ def belongings_of(person: Person) -> Belongings:
     assert ended["status"] == "COMPLETED", ended
     waiting = person.api.submit("true", delay=3600)
     token = person.api.post("/api/tokens", {"name": f"token of {person.username}"}).data
+    name = f"SECRET_{secret[:12]}"
+    person.api.put(f"/api/secrets/{name}", {"value": secret}).data  # noqa: B018
     things = {
         "job_id": [ended["id"], waiting["id"]],
         "token_id": [str(token["id"])],
+        "name": [name],
         "username": [person.username],
     }
-    marks = [secret, secret[::-1], person.username, ended["id"][-32:], waiting["id"][-32:], token["prefix"]]
+    marks = [secret, secret[::-1], name, person.username, ended["id"][-32:], waiting["id"][-32:], token["prefix"]]
     return Belongings(person, things, marks)
 
 
 def nothing() -> dict[str, str]:
     """Parts of addresses that name nothing: as likely as any, but never given out."""
-    return {"job_id": f"job_{uuid.uuid4().hex}", "token_id": "999999999", "username": f"nobody{uuid.uuid4().hex}"}
+    number = uuid.uuid4().hex
+    return {"job_id": f"job_{number}", "token_id": "999999999", "username": f"nobody{number}", "name": f"NO_{number}"}
 
 
 # -- bytes as they are -----------------------------------------------------------------------------------------------
