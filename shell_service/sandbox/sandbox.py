@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import random
@@ -11,41 +10,21 @@ from typing import Literal, TypedDict
 from shell_service import settings
 from shell_service.limits import JobLimits
 
-from . import seccomp, uids
-from .command import UNAVAILABLE, Command, NoNetwork, SandboxError
+from . import seccomp, selftest, uids
+from .command import UNAVAILABLE, NoNetwork, SandboxError
 from .network import Network
-from .process import PATIENCE, Launcher, memory_file
+from .process import Launcher, memory_file
 from .protocol import Setup
 from .slirp import NO_PROGRAM
 
 logger = logging.getLogger(__name__)
 
-HINT = (
-    "Needed are Linux 5.12, libseccomp2, and user namespaces for everybody (sysctl user.max_user_namespaces, "
-    "kernel.unprivileged_userns_clone=1, on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0); "
-    "in a container also a /proc without masks."
-)
 #: Why jobs have no network, for those who may not know more of the host; `NO_PROGRAM` is the other reason.
 NOT_ALLOWED = "its host does not let slirp4netns work, and its log says more"
 NETWORK_HINT = (
     "needed are slirp4netns, a /dev/net/tun that the runner may open (all may, or it is root), and, where Yama is in "
     "the kernel, sysctl kernel.yama.ptrace_scope of 0 or 1"
 )
-#: Prints a word for each wall that is not there, then "end".
-TEST = rb"""
-status() { sed -n "s/^$1:[[:space:]]*//p" /proc/self/status; }
-[ "$(id -u)" = 1000 ] || echo uid
-case "$(status CapPrm)$(status CapEff)$(status CapBnd)" in *[!0]*) echo capabilities ;; esac
-[ "$(status NoNewPrivs)" = 1 ] || echo no-new-privileges
-case "$(status Seccomp) $(unshare --user true 2>&1)" in 2*"not permitted"* | 2*"not found"*) ;; *) echo filter ;; esac
-[ "$(cat /proc/sys/user/max_user_namespaces)" = 0 ] || echo nested-namespaces
-[ "$(hostname)" = job ] || echo host-name
-[ ! -e /proc/1 ] && [ "$(ls -d /proc/[0-9]* | wc -l)" -lt 9 ] || echo processes
-for path in / /usr /etc /dev /run/job; do (: > $path/x) 2>/dev/null && echo read-only; done
-for path in /root /home /sys /etc/shadow; do [ ! -e $path ] || echo host-files; done
-[ "$(grep -c . /proc/net/route)" -le 1 ] || echo network
-echo end
-"""
 
 Held = Literal["hard", "watched", "none"]
 #: Which limits the kernel holds by itself, without control groups; for the others the runner looks at what jobs use.
@@ -70,6 +49,8 @@ class Facts(TypedDict):
     limits: dict[str, Held]
     #: Why jobs cannot have a network; None: they can.
     network: str | None
+    #: What has to be installed or allowed before jobs can be run at all; None: nothing.
+    missing: str | None
 
 
 class Sandbox:
@@ -80,6 +61,7 @@ class Sandbox:
         self._walls = options.mode == "walls"
         self._uids = uids.choose(options.uid_base) if self._walls else uids.Shared()
         self._tested = False
+        self._missing: str | None = None
         self._launchers: dict[tuple[int, bool], Launcher] = {}  # by user and whether there is a way out
         self._filters: list[int] = []
         self._network: Network | None = None
@@ -119,45 +101,44 @@ class Sandbox:
         `limits` are what the test itself may use: those of a job that asks for none. The first test also decides
         whether users have uids of their own: nobody who had one loses it later.
         """
-        problem = await self._test(limits)
-        if problem and not self._tested and isinstance(self._uids, uids.Subordinate):
+        found = await self._test(limits)
+        if found and not self._tested and isinstance(self._uids, uids.Subordinate):
             separate, self._uids = self._uids, uids.Shared()
             self._end(0, network=False)
-            if await self._test(limits):
+            reason, found = found[0], await self._test(limits)
+            if found:  # it was not for the uids
                 self._uids = separate
+                self._end(0, network=False)
             else:
-                logger.warning("jobs of all users share this uid: %s", problem)
-                problem = None
+                logger.warning("jobs of all users share this uid: %s", reason)
         self._tested = True
-        return problem
+        self._missing = found[1] if found else None
+        return found[0] if found else None
 
-    async def _test(self, limits: JobLimits) -> str | None:
-        if problem := self._uids.problem():
-            return problem
-        try:
+    async def _test(self, limits: JobLimits) -> tuple[str, str] | None:
+        if taken := self._uids.problem():
+            return taken, "a sandbox.uid_base from which on no uid is in use"
+        options = self._options
+
+        async def test() -> None:
             launcher = await self.prepare(0)
-            process = await launcher.start(Command("/bin/sh", TEST if self._walls else b"echo end", limits=limits))
-        except SandboxError as error:
-            return f"The sandbox cannot be made: {error.detail.strip().splitlines()[-1]}. {HINT}"
-        try:
-            process.go()
-            async with asyncio.timeout(PATIENCE):
-                ended = await process.wait()
-            fallen = os.read(process.stdout, 4096).decode(errors="replace").split()
-        except TimeoutError:
-            process.kill()
-            return f"The sandbox's test did not end within {PATIENCE:g} s."
-        finally:
-            os.close(process.stdout)
-            os.close(process.stderr)
-        if ended.return_code != 0 or fallen != ["end"]:
-            return f"The sandbox's walls do not stand: {', '.join(fallen[:-1]) or ended}. {HINT}"
-        return None
+            if self._walls:
+                await selftest.walls_stand(launcher, limits, options.tmp_size, options.shm_size)
+            else:
+                await selftest.jobs_run(launcher, limits)
+
+        return await selftest.problem(test)
 
     def facts(self) -> Facts:
         """What holds here."""
         limits = LIMITS | ({} if self._walls else {"disk": "none"})
-        return Facts(sandbox=self._options.mode, uids=self._uids.kind, limits=limits, network=self._no_network)
+        return Facts(
+            sandbox=self._options.mode,
+            uids=self._uids.kind,
+            limits=limits,
+            network=self._no_network,
+            missing=self._missing,
+        )
 
     async def test_network(self) -> None:
         """Tries to make a network with a way out; `facts` and `prepare` say what came of it, and the log why not."""

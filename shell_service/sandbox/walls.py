@@ -64,7 +64,7 @@ class Walls:
         kernel.mount(root.ROOT, root.ROOT, None, MS_BIND | MS_REC)
         os.chdir(root.ROOT)
         # Read-only: else a job could make itself the last that the kernel ends where memory is short.
-        kernel.mount(b"proc", b"proc", b"proc", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, b"hidepid=2")
+        kernel.mount(b"proc", b"proc", b"proc", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, b"hidepid=4")
         for path in MASKED:
             kernel.mount(b"dev/null", path, None, MS_BIND)
         job = f"mode=0700,nr_inodes={MAX_FILES},size={order.disk}".encode()

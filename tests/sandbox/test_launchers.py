@@ -7,12 +7,27 @@ import contextlib
 import os
 import pwd
 import signal
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from shell_service.sandbox import SandboxError, process, seccomp, uids
-from tests.sandbox.support import LIMITS, alive, command, execute, finish, forbid_namespaces, parent, run, sandbox
+from shell_service.sandbox import Command, SandboxError, process, seccomp, uids
+from shell_service.sandbox.order import order
+from shell_service.sandbox.protocol import Order
+from tests.sandbox.support import (
+    LIMITS,
+    alive,
+    command,
+    execute,
+    finish,
+    forbid_namespaces,
+    mask_proc,
+    parent,
+    run,
+    sandbox,
+)
 from tests.waiting import eventually
 
 
@@ -182,14 +197,14 @@ def test_subordinate_uids_that_cannot_be_had_are_done_without_at_the_start_only(
 
     async def main() -> None:
         async with sandbox() as made:
-            said = await made.self_test(LIMITS)
-            if os.geteuid() == 0:  # it would not work without them either
-                assert "/bin/false" in (said or "")
-            else:
-                assert said is None
-                assert made.facts()["uids"] == "shared"
-                assert "jobs of all users share this uid" in caplog.text
-                assert (await execute(await made.prepare(2), "id -u")).stdout == b"1000\n"
+            assert await made.self_test(LIMITS) is None
+            assert made.facts()["uids"] == "shared"
+            assert "jobs of all users share this uid" in caplog.text
+            assert (await execute(await made.prepare(2), "id -u")).stdout == b"1000\n"
+            made._uids = found  # had they worked at first, they would not be given up later
+            made._end(0, network=False)
+            assert "/bin/false" in (await made.self_test(LIMITS) or "")
+            assert made.facts()["uids"] == "subordinate"
 
     run(main())
 
@@ -197,7 +212,11 @@ def test_subordinate_uids_that_cannot_be_had_are_done_without_at_the_start_only(
 def test_the_self_test_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> str | None:
         async with sandbox() as made:
-            return await made.self_test(LIMITS)
+            said = await made.self_test(LIMITS)
+            assert made.facts()["missing"] == "libseccomp2"
+            monkeypatch.undo()
+            assert await made.self_test(LIMITS) is made.facts()["missing"] is None  # it was installed meanwhile
+            return said
 
     def missing(system_v: bool) -> bytes:
         raise ImportError("no libseccomp")
@@ -216,19 +235,56 @@ def test_the_self_test_sees_a_wall_that_is_not_there(monkeypatch: pytest.MonkeyP
     assert "filter" in (run(main()) or "")
 
 
-def test_where_namespaces_are_forbidden_nothing_runs() -> None:
-    """In a user namespace that allows no more of them, as a machine that forbids them would."""
+@pytest.mark.parametrize(
+    ("fault", "fallen"),
+    [
+        ("limits", "limit-of-open-files, limit-of-file-size, limit-of-processes, limit-of-cpu-seconds"),
+        ("disk", "limit-of-disk"),
+        ("environment", "environment"),
+        ("secrets", "secrets"),
+    ],
+)
+def test_the_self_test_sees_what_is_not_as_ordered(monkeypatch: pytest.MonkeyPatch, fault: str, fallen: str) -> None:
+    def wrong(asked: Command) -> Order:
+        made = order(asked)
+        if fault == "limits":
+            made.limits = {}
+        elif fault == "disk":
+            made.disk += 1 << 20
+        elif fault == "environment":
+            made.env.append(b"DB_PASSWORD=x")
+        else:
+            made.secrets = dict.fromkeys(made.secrets, b"x")
+        return made
+
+    monkeypatch.setattr(process, "order", wrong)
 
     async def main() -> str | None:
         async with sandbox() as made:
-            return await made.self_test(LIMITS)
+            return await made.self_test(replace(LIMITS, processes=16))
+
+    assert f"do not stand: {fallen}. Needed" in (run(main()) or "")
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "detail", "missing"),
+    [
+        (forbid_namespaces, "No space left", "user.max_user_namespaces"),
+        (mask_proc, "mount proc: Operation not permitted", "a /proc without masks: a container"),
+    ],
+)
+def test_where_no_sandbox_can_be_made_nothing_runs(obstacle: Callable[[], None], detail: str, missing: str) -> None:
+    async def main() -> tuple[str, str]:
+        async with sandbox() as made:
+            return await made.self_test(LIMITS) or "", made.facts()["missing"] or ""
 
     pid = os.fork()
     if not pid:
         try:
-            forbid_namespaces()
-            said = run(main()) or ""
-            os._exit(0 if "No space left" in said and "user.max_user_namespaces" in said else 1)
+            obstacle()
+            said, needed = run(main())
+            print(said, needed, sep="\n")
+            os._exit(0 if detail in said and missing in said and missing in needed else 1)
         finally:
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
