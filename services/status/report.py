@@ -31,7 +31,7 @@ COUNT_LIMIT = 100_000  # counting stops here: a long queue must not make a slow 
 _RUNNERS = """
 SELECT runner.name, runner.state, runner.slots, runner.obstacle IS NULL,
        extract(epoch FROM clock_timestamp() - runner.beat_at)::float8,
-       (SELECT count(*) FROM running_job WHERE running_job.runner_id = runner.id)
+       (SELECT count(*) FROM running_job WHERE running_job.runner_id = runner.id), runner.facts
 FROM runner WHERE runner.state <> 'gone' OR runner.beat_at > now() - interval '1 hour'
 ORDER BY runner.name LIMIT 200
 """
@@ -121,15 +121,38 @@ def _database(url: str) -> dict[str, Any]:
 
 
 def _runner(row: tuple[Any, ...]) -> dict[str, Any]:
-    name, state, slots, able, age, running = row
+    name, state, slots, able, age, running, facts = row
+    missing = facts.get("missing")
     return {
         "name": name,
         "state": state,
         "slots": slots,
         "running": running,
         "heartbeat_age_seconds": round(age, 1),
-        "jobs": "taken" if able else "not taken: its log says why",
+        "jobs": "taken" if able else "not taken: something is missing" if missing else "not taken: its log says why",
+        "missing": missing,
+        "sandbox": _sandbox(facts),
+        "limits": facts.get("limits", {}),
+        "network": f"none: {facts['network']}" if facts.get("network") else "on request",
     }
+
+
+def _sandbox(facts: dict[str, Any]) -> str:
+    """What is around jobs, for people."""
+    if facts.get("sandbox") == "none":
+        return "none: jobs can do all that the service can"
+    return {
+        "own": "walls, and a uid for each user",
+        "subordinate": "walls, and a subordinate uid for each user",
+        "shared": "walls, and one uid for all users",
+    }.get(facts.get("uids", ""), "unknown")
+
+
+def limits_line(limits: dict[str, str]) -> str:
+    """Which limits the kernel holds, which are watched, and which nothing holds, in words."""
+    words = {"hard": "held by the kernel", "watched": "watched by the runner", "none": "held by nobody"}
+    parts = ((text, [name for name, held in limits.items() if held == word]) for word, text in words.items())
+    return "; ".join(f"{text}: {', '.join(names)}" for text, names in parts if names) or "unknown"
 
 
 def _rows(connection: psycopg2.extensions.connection, statement: str) -> list[tuple[Any, ...]]:

@@ -48,7 +48,11 @@ class StatusServer:
         templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
         )
-        templates.filters |= {"duration": terminal.duration, "queue_line": terminal.queue_line}
+        templates.filters |= {
+            "duration": terminal.duration,
+            "queue_line": terminal.queue_line,
+            "limits_line": report.limits_line,
+        }
         self._page = templates.get_template("status.html.j2")
         self._answering: set[asyncio.Future[None]] = set()
         self._gathering: asyncio.Task[dict[str, Any]] | None = None

@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from services.status.report import limits_line
+
 _STYLES = {
     "ok": "green",
     "taken": "green",
@@ -44,6 +46,12 @@ def show(report: dict[str, Any]) -> None:
         ],
         "runners: unknown" if report["runners"] is None else "no runner has registered",
     )  # fmt: skip
+    for r in report["runners"] or []:
+        style = "red" if r["sandbox"].startswith("none") else "green"
+        console.print(f"{r['name']}: sandbox: [{style}]{r['sandbox']}[/]; network: {r['network']}")
+        console.print(f"  limits {limits_line(r['limits'])}")
+        if r["missing"]:
+            console.print(f"  [red]needed: {r['missing']}[/]")
     console.print("queue: " + queue_line(report["queue"]))
 
 

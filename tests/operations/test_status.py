@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -11,7 +12,7 @@ import pytest
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_unix_socket
 
-from services.status import report, server
+from services.status import report, server, terminal
 from services.status.server import prefers_json
 from services.status.terminal import count, duration
 from shell_service.settings import ROOT
@@ -28,6 +29,8 @@ def test_all_is_well(stack: Stack) -> None:
     assert data["database"]["version"].startswith("18")
     (runner,) = data["runners"]
     assert (runner["state"], runner["jobs"], runner["slots"]) == ("live", "taken", stack.settings.runner.slots)
+    assert (runner["sandbox"].startswith("walls, and "), runner["missing"]) == (True, None)
+    assert {"disk": "hard", "output": "hard"}.items() <= runner["limits"].items()
     assert data["queue"]["ready"] == 0
 
 
@@ -92,15 +95,58 @@ def test_without_the_database_it_says_so_and_nothing_hangs(stack: Stack) -> None
     eventually(lambda: _report(stack)["status"] == "ok", 40)
 
 
-def test_a_mistake_of_ours_is_answered_and_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+FACTS = {"sandbox": "walls", "uids": "shared", "limits": {"memory": "watched", "cpu": "hard"}, "network": None}
+
+
+@pytest.mark.parametrize(
+    ("facts", "able", "shown"),
+    [
+        (FACTS, True, ["● walls, and one uid for all users", "held by the kernel: cpu; watched by the runner: memory"]),
+        (
+            FACTS | {"sandbox": "none", "limits": {"disk": "none"}, "network": "there is no sandbox around them"},
+            True,
+            ["▲ none: jobs can do all that the service can", "held by nobody: disk", "none: there is no sandbox"],
+        ),
+        (FACTS | {"missing": "libseccomp2"}, False, ["▲ libseccomp2", "▲ not taken: something is missing"]),
+        ({}, False, ["▲ not taken: its log says why", "unknown"]),
+    ],
+)
+def test_what_is_around_jobs_is_shown_and_red_where_it_is_nothing(
+    facts: dict[str, object], able: bool, shown: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runner = report._runner(("runner_00", "live", 4, able, 0.5, 1, facts))
+    data = {
+        "status": "ok",
+        "time": "",
+        "version": "1",
+        "processes": [],
+        "database": {"state": "up", "latency_ms": 1.0, "version": "18"},
+        "runners": [runner],
+        "queue": None,
+    }
+    page = re.sub(r"<[^>]*>", "", ask_alone(folder, lambda: data, {"Accept": "text/html"}).text)
+    terminal.show(data)
+    printed = " ".join(capsys.readouterr().out.split())
+    for text in shown:
+        assert text in page
+        assert text.lstrip("●▲ ") in printed
+
+
+def ask_alone(folder: Path, collect: Callable[[], dict[str, object]], headers: dict[str, str]) -> httpx.Response:
+    """The answer of a status server that makes its reports so."""
+
     async def ask() -> httpx.Response:
-        answering = HTTPServer(server.StatusServer(lambda: {}["missing"]).accept)
+        answering = HTTPServer(server.StatusServer(collect).accept)
         answering.add_socket(bind_unix_socket(str(folder / "socket")))
         transport = httpx.AsyncHTTPTransport(uds=str(folder / "socket"))
         async with httpx.AsyncClient(transport=transport, base_url="http://status", timeout=5) as client:
-            return await client.get("/status")
+            return await client.get("/status", headers=headers)
 
-    answer = asyncio.run(ask())
+    return asyncio.run(ask())
+
+
+def test_a_mistake_of_ours_is_answered_and_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    answer = ask_alone(folder, lambda: {}["missing"], {})
     assert (answer.status_code, answer.json()["data"]["code"]) == (500, "internal_error")
     assert "KeyError: 'missing'" in caplog.text
 
