@@ -151,6 +151,16 @@ _AUDIT = {
     "detail": {},
 }
 _RUNNER = {"name": "runner_00", "state": "live", "slots": 32, "running": 2}
+_RUNNER_FACTS = {
+    "host": "build1",
+    "name": "runner_00",
+    "state": "live",
+    "obstacle": None,
+    "sandbox": "walls",
+    "uids": "own",
+    "limits": {**dict.fromkeys(NAMES, "hard"), "cpu_seconds": "watched"},
+    "network": None,
+}
 _COUNTS = dict.fromkeys(STATUSES, 0) | {"RUNNING": 2, "COMPLETED": 512, "FAILED": 3}
 
 EXAMPLES: dict[type[Schema], Any] = {
@@ -172,7 +182,7 @@ EXAMPLES: dict[type[Schema], Any] = {
     schemas.WhoAmI: {**_USER, "scopes": ["jobs:read"], "token": _TOKEN, "running": 2, "queued": 0},
     AuditRecord: _AUDIT,
     schemas.ShellRecord: {"name": "sh", "path": "/bin/sh"},
-    schemas.SysInfo: {"version": __version__, "ready": True},
+    schemas.SysInfo: {"version": __version__, "ready": True, "runners": [_RUNNER_FACTS]},
     schemas.Stats: {"jobs": _COUNTS, "oldest_ready_seconds": None, "runners": [_RUNNER]},
     schemas.Nothing: {},
 }

@@ -510,11 +510,41 @@ class ShellRecord(Schema):
     path = fields.String(metadata=about("Where it is inside the sandbox."))
 
 
+class RunnerFacts(Schema):
+    """A runner, and what holds for the jobs that it runs."""
+
+    host = fields.String(metadata=about("The name of its host."))
+    name = fields.String(metadata=about("Its name on its host."))
+    state = fields.String(metadata=about("`live`, or `draining` before it stops."))
+    obstacle = _nullable(fields.String, "Why it takes no jobs; null when it does.")
+    sandbox = _nullable(fields.String, "`walls`, or `none`: jobs can do all that the service can.")
+    uids = _nullable(
+        fields.String,
+        "Whether each user's jobs have a uid of their own: `own`, `subordinate` (of the range that an ordinary user has"
+        " in /etc/subuid), or `shared`.",
+    )
+    limits = fields.Dict(
+        keys=fields.String(),
+        values=fields.String(),
+        allow_none=True,
+        metadata=about(
+            "How each limit is kept: `hard` (the kernel holds it), `watched` (the runner ends a job that is found above"
+            " it), or `none`."
+        ),
+    )
+    network = _nullable(fields.String, "Why jobs cannot have the network; null when they can.")
+
+
 class SysInfo(Schema):
     """The service's version, and whether it is ready."""
 
     version = fields.String(metadata=about("The service's version."))
     ready = fields.Boolean(metadata=about("Whether the database answers."))
+    runners = fields.List(
+        fields.Nested(RunnerFacts),
+        allow_none=True,
+        metadata=about("The runners that are up, for administrators; null for others."),
+    )
 
 
 class RunnerRecord(Schema):

@@ -69,6 +69,20 @@ _OLDEST = text(
 )
 
 
+def runners(session: Session) -> list[dict[str, Any]]:
+    """The runners that are up, with what holds for the jobs that they run."""
+    rows = session.execute(
+        text("SELECT host, name, state, obstacle, facts FROM runner WHERE state <> 'gone' ORDER BY host, name")
+    )
+    return [
+        {
+            **{name: getattr(row, name) for name in ("host", "name", "state", "obstacle")},
+            **{name: row.facts.get(name) for name in ("sandbox", "uids", "limits", "network")},
+        }
+        for row in rows
+    ]
+
+
 def _runners(session: Session) -> list[dict[str, Any]]:
     rows = session.execute(
         text(

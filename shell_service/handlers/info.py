@@ -32,14 +32,26 @@ class Stats(AppHandler):
 
 
 class SysInfo(AppHandler):
-    @endpoint(PUBLIC, answer=schemas.SysInfo(), errors=[Unavailable])
+    @endpoint(
+        PUBLIC,
+        answer=schemas.SysInfo(),
+        errors=[NotAuthenticated, LimitReached, Unavailable],
+        headers=["Authorization"],
+    )
     async def get(self, call: Call) -> Any:
         """The service's version, and that it is ready.
 
-        Answers 503 while it is not.
+        Answers 503 while it is not. Administrators are also told what holds for jobs on each runner: which limits are
+        hard, whether users have uids of their own, and whether jobs can have the network.
         """
-        await self.app.database.ask(lambda session: session.execute(text("SELECT 1")))
-        return {"version": self.app.version, "ready": True}
+        runners = None
+        if header := call.header("Authorization"):
+            caller = await self.app.authenticator.authenticate(header, self.request.remote_ip or "")
+            if "users:admin" in caller.scopes:
+                runners = await self.app.database.ask(stats.runners)
+        if runners is None:
+            await self.app.database.ask(lambda session: session.execute(text("SELECT 1")))
+        return {"version": self.app.version, "ready": True, "runners": runners}
 
 
 class Metrics(AppHandler):

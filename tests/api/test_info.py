@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import uuid
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from shell_service import __version__
+from shell_service.limits import NAMES
 from shell_service.models import STATUSES
 from tests.client import Api, Person, new_person
 from tests.stack import Stack
@@ -17,8 +19,29 @@ from tests.waiting import eventually
 
 def test_sysinfo_is_public_and_says_no_more_than_it_should(stranger: Api) -> None:
     answer = stranger.get("/api/sysinfo")
-    assert answer.data == {"version": __version__, "ready": True}
+    assert answer.data == {"version": __version__, "ready": True, "runners": None}
     assert answer.body["version"] == __version__
+
+
+def test_sysinfo_tells_administrators_what_holds_for_jobs(admin: Api, alice: Api, stranger: Api) -> None:
+    assert alice.get("/api/sysinfo").data["runners"] is None
+    narrow = admin.using(admin.post("/api/tokens", {"name": "narrow", "scopes": ["jobs:read"]}).data["token"])
+    assert narrow.get("/api/sysinfo").data["runners"] is None
+    assert stranger.get("/api/sysinfo", headers={"Authorization": "token wrong"}).status == 401
+    eventually(lambda: admin.get("/api/sysinfo").data["runners"][0]["obstacle"] is None)  # its walls are tested
+    (runner,) = admin.get("/api/sysinfo").data["runners"]
+    assert (runner["name"], runner["state"]) == ("runner_00", "live")
+    assert (runner["sandbox"], runner["uids"]) == ("walls", "own" if os.geteuid() == 0 else runner["uids"])
+    assert runner["limits"].keys() == set(NAMES)
+    assert set(runner["limits"].values()) <= {"hard", "watched"}
+    assert runner["network"] is None or len(runner["network"]) > 5
+    # What is said of the network is what jobs get.
+    owner = new_person(admin, network=True)
+    answer = owner.api.post("/api/jobs", {"code": "true", "network": True})
+    if runner["network"]:
+        assert (answer.status, answer.code) == (409, "conflict") and runner["network"] in answer.body["message"]
+    else:
+        assert answer.data["network"] is True
 
 
 def test_shells_are_those_that_are_there(alice: Api, stack: Stack) -> None:
