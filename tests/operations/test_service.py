@@ -45,8 +45,8 @@ def left_of(stack: Stack) -> list[processes.Process]:
 
 @pytest.fixture
 def own() -> Iterator[Stack]:
-    """A running service that a test may stop and kill as it likes."""
-    with Stack(**QUICK) as running:
+    """A running service that a test may stop and kill as it likes, in a folder that nobody else can enter."""
+    with Stack(**QUICK, closed=True) as running:
         yield running
 
 
@@ -116,6 +116,17 @@ def test_two_services_run_side_by_side(stack: Stack, own: Stack) -> None:
     assert stack.client().get("/api/user").status_code == 200
     assert own.client().get("/api/user").status_code == 200
     assert own.client(stack.admin_token).get("/api/user").status_code == 401
+
+
+def test_its_folder_can_be_closed_to_everybody_else(own: Stack) -> None:
+    """As when it is in root's home: the services' own accounts get to what is theirs all the same."""
+    with own.client() as client:
+        job = client.post("/api/jobs?wait=20", json={"code": "echo hello"}).json()["data"]
+        assert (job["status"], job["stdout"]) == ("COMPLETED", "hello\n")
+        assert "http_requests_total" in client.get("/metrics").text
+        report = client.get("/status", headers={"Accept": "application/json"}).json()["data"]
+        assert (report["database"]["state"], bool(report["processes"])) == ("up", True)
+        assert client.get("/").status_code == 200
 
 
 def test_the_verbs_that_look(stack: Stack) -> None:
