@@ -100,6 +100,16 @@ def test_secrets_and_data_are_private(cluster: Cluster) -> None:
         assert cluster.password_file.read_bytes().strip() not in words
 
 
+def test_its_log_tells_what_went_wrong_but_not_with_what(cluster: Cluster) -> None:
+    with served(cluster):
+        ask(cluster.url, "CREATE TABLE checked (code text CONSTRAINT never CHECK (code = 'x'))")
+        with pytest.raises(sqlalchemy.exc.IntegrityError):
+            ask(cluster.url, "INSERT INTO checked VALUES ('echo hunter2')")
+    text = (cluster.data.parent / "log").read_text()
+    assert 'violates check constraint "never"' in text
+    assert "hunter2" not in text
+
+
 def test_the_socket_alone_lets_nobody_in(cluster: Cluster) -> None:
     with served(cluster):
         wrong = cluster.url.replace(cluster.password_file.read_text().strip(), "guess")

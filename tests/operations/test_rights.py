@@ -8,8 +8,8 @@ import socket
 import stat
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -65,20 +65,36 @@ class Process:
         """Whether others of its account may look into it: if not, its files in /proc are root's."""
         return Path(f"/proc/{self.pid}/environ").stat().st_uid != 0
 
-    def can_be_seen(self) -> bool:
-        """All can, by root; an ordinary user cannot look into sandboxes."""
+    def read(self, name: str) -> bytes:
+        """A file of its in /proc: empty when it has ended, or is in a sandbox, into which only root can look."""
         try:
-            os.listdir(f"/proc/{self.pid}/fd")
+            return Path(f"/proc/{self.pid}/{name}").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            return b""
         except PermissionError:
-            return AS_ROOT
-        return True
+            assert not AS_ROOT
+            return b""
+
+    def descriptors(self) -> list[str]:
+        """What it has open; nothing where `read` would be empty."""
+        found = []
+        try:
+            for link in Path(f"/proc/{self.pid}/fd").iterdir():
+                with suppress(FileNotFoundError):  # closed meanwhile
+                    found.append(os.readlink(link))
+        except (FileNotFoundError, ProcessLookupError):
+            return []
+        except PermissionError:
+            assert not AS_ROOT
+        return found
 
     def below(self) -> list[Process]:
         """Itself and all its descendants."""
         found = [self]
         for process in found:
-            for thread in Path(f"/proc/{process.pid}/task").iterdir():
-                found += [Process(int(pid)) for pid in (thread / "children").read_text().split()]
+            with suppress(FileNotFoundError, ProcessLookupError):
+                for thread in Path(f"/proc/{process.pid}/task").iterdir():
+                    found += [Process(int(pid)) for pid in (thread / "children").read_text().split()]
         return found
 
 
@@ -234,15 +250,17 @@ def connect(path: Path) -> None:
 
 
 def test_no_secret_is_in_an_environment_or_in_arguments(stack: Stack) -> None:
-    secrets = {path.name: path.read_bytes().strip() for path in stack.settings.secrets_dir.iterdir()}
-    assert "postgres_password" in secrets
-    secrets["token"] = stack.admin_token.encode()
-    ours = [process for process in Process(stack.pid).below() if process.can_be_seen()]
+    files = {path.name: path.read_bytes().split() for path in stack.settings.secrets_dir.iterdir()}
+    assert {"postgres_password", "secrets.key"} <= files.keys()
+    secrets = [*(word for words in files.values() for word in words), stack.admin_token.encode()]
+    assert all(len(secret) > 20 for secret in secrets)
+    ours = Process(stack.pid).below()
     assert len(ours) > 10
+    assert any(b"SHELL_SERVICE_DATA_DIR" in process.read("environ") for process in ours)
     for process in ours:
         for name in ("environ", "cmdline"):
-            text = Path(f"/proc/{process.pid}/{name}").read_bytes()
-            assert not [key for key, secret in secrets.items() if secret in text], (process.pid, name)
+            text = process.read(name)
+            assert not [secret for secret in secrets if secret in text], (process.pid, name)
 
 
 def test_who_listens(stack: Stack) -> None:
@@ -252,7 +270,7 @@ def test_who_listens(stack: Stack) -> None:
     tree = {"supervisord": [Process(stack.supervisor.call("supervisor.getPID"))], **programs(stack)}
     for name, processes in tree.items():
         for process in processes:
-            for target in descriptors(process.pid) if process.can_be_seen() else ():
+            for target in process.descriptors():
                 if target in listening:
                     found.setdefault(name, set()).add(listening[target])
     sockets = stack.settings.socket_dir
@@ -282,14 +300,6 @@ def unix_listeners() -> dict[str, str]:
 
 def table(name: str) -> list[str]:
     return Path(f"/proc/net/{name}").read_text().splitlines()[1:]
-
-
-def descriptors(pid: int) -> Iterable[str]:
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            yield os.readlink(link)
-        except OSError:
-            continue  # closed meanwhile
 
 
 @as_root
