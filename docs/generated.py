@@ -17,6 +17,7 @@ from sphinx.application import Sphinx
 from baselayer.errors import ApiError
 from docs import configuration, operations
 from shell_service import document
+from shell_service.limits import NAMES, shown
 from shell_service.scopes import MEANINGS, SCOPES
 from shell_service.settings import ROOT, Settings, load
 
@@ -78,6 +79,18 @@ def _subclasses(kind: type[ApiError]) -> list[type[ApiError]]:
     return [found for child in kind.__subclasses__() for found in (child, *_subclasses(child))]
 
 
+def _limits(app: Sphinx) -> str:
+    """The rows of a table: each limit of jobs, what is counted, its default, and its maximum."""
+    settings, rows = _settings(app), []
+    properties = _document(app.config.service_config)["components"]["schemas"]["JobLimitsRequest"]["properties"]
+    about = {"timeout": "Seconds of running.", **{name: properties[name]["description"] for name in NAMES}}
+    for name, meaning in about.items():
+        limit = getattr(settings.limits, name)
+        text = meaning.partition(".")[0]
+        rows.append(f"| `{name}` | {text} | {shown(name, limit.default)} | {shown(name, limit.max)} |")
+    return "\n".join(rows)
+
+
 def _scopes(app: Sphinx) -> str:
     """All scopes, and which role may have them."""
     rows = ["| scope | a token with it may | users | administrators |", "|---|---|---|---|"]
@@ -108,6 +121,7 @@ GENERATORS: dict[str, Callable[..., str]] = {
     "operations": _operations,
     "configuration": _configuration,
     "errors": _errors,
+    "limits": _limits,
     "scopes": _scopes,
     "verbs": _verbs,
     "image": _image,

@@ -129,6 +129,7 @@ def restored(stack: Stack) -> Iterator[None]:
         eventually(lambda: client.get(f"/api/jobs/{running['id']}").json()["data"]["status"] == "RUNNING")
         saved = client.post("/api/jobs?wait=20", json={"code": "echo saved"}).json()["data"]
         assert saved["status"] == "COMPLETED"
+        client.put("/api/secrets/KEPT", json={"value": "eight ch"}).raise_for_status()
     try:
         yield
         with stack.client() as client:
@@ -140,6 +141,8 @@ def restored(stack: Stack) -> Iterator[None]:
             assert client.get(f"/api/jobs/{saved['id']}").json()["data"] == saved
             assert client.get(f"/api/jobs/{saved['id']}/stdout").content == b"saved\n"
             assert status(waiting) == "PENDING"
+            reads = {"code": "wc -c < /run/job/secrets/KEPT", "secrets": ["KEPT"]}
+            assert client.post("/api/jobs?wait=20", json=reads).json()["data"]["stdout"] == "8\n"
             eventually(lambda: status(running) == "NODE_FAIL")
     finally:
         run.stop(stack.settings, print)
@@ -207,6 +210,8 @@ class Things:
         if "/api/tokens/7" in source:
             token = self._post("/api/tokens", {"name": "sample"})
             source = source.replace("/api/tokens/7", f"/api/tokens/{token['id']}")
+        if "/api/secrets/API_KEY" in source:
+            self._client.put("/api/secrets/API_KEY", json={"value": "a sample"}).raise_for_status()
         name = f"carol-{uuid.uuid4().hex[:8]}"
         if "/api/users/carol" in source:
             self._post("/api/users", {"username": name})

@@ -206,6 +206,7 @@ def test_the_verb_stop_waits_until_all_is_gone(own: Stack) -> None:
 
 
 def test_work_on_the_database_while_nothing_runs(own: Stack) -> None:
+    own.client().put("/api/secrets/KEY", json={"value": "a value"}).raise_for_status()
     own.stop()
     assert manage(own.config, "db_migrate").returncode == 0
     made = manage(own.config, "load_demo_data")
@@ -213,7 +214,7 @@ def test_work_on_the_database_while_nothing_runs(own: Stack) -> None:
     assert "DEMO_ALICE" in own.settings.tokens_file.read_text()
     before = own.settings.secrets_key.read_bytes()
     rotated = manage(own.config, "rotate_secrets_key")
-    assert (rotated.returncode, "0 secrets are sealed" in rotated.stdout) == (0, True), rotated.stderr
+    assert (rotated.returncode, "1 secrets are sealed" in rotated.stdout) == (0, True), rotated.stderr
     assert own.settings.secrets_key.read_bytes() != before
     asked = manage(own.config, "db_clear")
     assert own.settings.postgres_dir.exists(), "without a yes nothing is deleted"
