@@ -116,9 +116,10 @@ def set_name(name: bytes) -> None:
 
 def limit_capabilities(*kept: int) -> None:
     """Gives up all but these, of the first 32: no program that is run later can have any other."""
-    drop, capability = _libc.prctl, 0
-    while capability in kept or drop(_PR_CAPBSET_DROP, capability) == 0:  # fails at the first that is unknown
-        capability += 1
+    drop = _libc.prctl
+    for capability in range(64):
+        if capability not in kept and drop(_PR_CAPBSET_DROP, capability):
+            break  # the first that the kernel does not know
     mask = sum(1 << number for number in kept)
     _check(_libc.syscall(_long(_CAPSET), _CAPABILITIES, (ctypes.c_uint32 * 6)(mask, mask)), "capset")
 

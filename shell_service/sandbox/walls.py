@@ -25,8 +25,8 @@ MASKED = (b"proc/cmdline", b"proc/keys", b"proc/kallsyms")
 NICE = 10
 #: What a job may have of things that the kernel counts by user, of which other jobs of this one need some, too.
 COUNTS = (("max_user_namespaces", b"0"), ("max_inotify_instances", b"32"), ("max_inotify_watches", b"8192"))
-#: Of System V IPC: messages, and semaphores.
-SYSTEM_V = (("msgmni", b"32"), ("msgmnb", b"16384"), ("sem", b"250 4096 32 64"))
+#: Of System V IPC: queues of messages, each of which holds 16 KiB, and semaphores.
+SYSTEM_V = (("msgmni", b"32"), ("sem", b"250 4096 32 64"))
 
 
 class Walls:
@@ -53,7 +53,7 @@ class Walls:
             (b"dev/shm", f"mode=1777,nr_inodes={MAX_FILES},size={setup.shm_size}".encode()),
         )
         page, shared = os.sysconf("SC_PAGE_SIZE"), setup.shm_size  # as much as there: it is no process's memory either
-        self._system_v = (("shmall", b"%d" % -(-shared // page)), ("shmmax", b"%d" % shared), *SYSTEM_V)
+        self._system_v = (("shmall", b"%d" % -(-shared // page)), *SYSTEM_V)
 
     def enclose(self, order: Order) -> Sequence[str]:
         """Leaves all but the job's own files; returns the folders that it can write to, each a file system."""
