@@ -14,7 +14,8 @@ from shell_service.settings import ROOT
     ("module", "not_needed"),
     [
         ("services.manage", {"alembic", "psycopg2", "sphinx", "sqlalchemy", "tornado"}),
-        ("services.status.__main__", {"alembic", "sphinx", "sqlalchemy"}),
+        ("services.status.__main__", {"asyncio", "click", "tornado", "xmlrpc", "yaml"}),  # its fork stays that small
+        ("services.status.server", {"alembic", "cryptography", "sphinx", "sqlalchemy"}),
         ("services.scheduler.__main__", {"alembic", "tornado"}),
         ("services.runner.__main__", {"alembic", "tornado"}),
         ("services.app.__main__", {"alembic", "sphinx"}),
