@@ -115,6 +115,7 @@ class Attempt:
         command = await self._command()
         launcher = await means.sandbox.prepare(claim.user_id, claim.network)
         process = self._process = await launcher.start(command)
+        self._captures = self._capture("stdout", process.stdout), self._capture("stderr", process.stderr)
         means.failpoints.reach("runner.held")
         if means.groups:
             try:
@@ -123,7 +124,6 @@ class Attempt:
                 self._group.enter(process.pid)
             except OSError as error:
                 raise SandboxError("The limits of this job could not be set.", f"its control group: {error}") from error
-        self._captures = self._capture("stdout", process.stdout), self._capture("stderr", process.stderr)
         return process
 
     async def _command(self) -> Command:
@@ -182,7 +182,8 @@ class Attempt:
         for capture in self._captures:
             await capture.finish(_DRAIN_OUTPUT)
         means.failpoints.reach("runner.exited")
-        result = self._result_of(exit_, wall, used, means.memory.kills() > kills)
+        machine_out_of_memory = exit_.signal == signal.SIGKILL and means.memory.kills() > kills
+        result = self._result_of(exit_, wall, used, machine_out_of_memory)
         means.journal.end(result)
         means.failpoints.reach("runner.result")
         return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -98,6 +99,8 @@ MEMORY_BOMBS = {
     "of many processes": OF_MANY,
     "of a daemon": DAEMON,
 }
+if os.geteuid() != 0:  # then the runner may not look at what a process holds open
+    del MEMORY_BOMBS["a file that is only held open"]
 
 
 @pytest.mark.parametrize("bomb", MEMORY_BOMBS.values(), ids=MEMORY_BOMBS)

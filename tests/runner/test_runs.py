@@ -209,7 +209,7 @@ def memory(service: Service) -> int:
 def test_a_flood_costs_the_runner_no_memory(site: Site, runner: Service) -> None:
     site.run("head -c 3000000 /dev/zero")
     before, peak = memory(runner), 0
-    job_id = site.submit("head -c 300000000 /dev/zero; exit 7")
+    job_id = site.submit("head -c 250000000 /dev/zero; exit 7", limits={"output": 1 << 28})
 
     def ended() -> str | None:
         nonlocal peak
@@ -219,7 +219,7 @@ def test_a_flood_costs_the_runner_no_memory(site: Site, runner: Service) -> None
 
     eventually(ended, 60)
     job = site.job(job_id)
-    assert (job.return_code, job.output_truncated) == (7, True)
+    assert (job.return_code, job.stdout_bytes, job.output_truncated) == (7, 250_000_000, False)
     assert peak - before < 16 << 20
 
 
