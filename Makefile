@@ -3,11 +3,13 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run stop status log monitor test test_soak lint format doc db_init db_migrate db_clear db_shell \
+.PHONY: help run stop status log monitor test test_soak test_cgroup lint format doc db_init db_migrate db_clear db_shell \
 	load_demo_data rotate_secrets_key bench clean tls_self_signed system lock
 
 CONFIG ?=
 ARGS ?=
+# Where boot/vmlinuz-* and lib/modules are, for test_cgroup.
+KERNEL ?= /
 # The first Python that is new enough; only looked for when the environment has to be made.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && exit; done; echo python3)
@@ -57,6 +59,10 @@ test: system $(RUNTIME) $(DEV) ## run the tests (ARGS="tests/... -k ...")
 
 test_soak: system $(RUNTIME) $(DEV) ## run the tests that take long
 	@$(IN_VENV) -m pytest -m soak $(ARGS)
+
+test_cgroup: system $(RUNTIME) $(DEV) ## run the tests of control groups in a small machine (KERNEL=folder)
+	@$(IN_VENV) -m tests.machine --kernel "$(KERNEL)" -- /usr/bin/env SLOWNESS=10 "$(CURDIR)/$(IN_VENV)" -m pytest \
+		tests/machine/checks.py -v -p no:cacheprovider --timeout 1000 $(ARGS)
 
 lint: $(RUNTIME) $(DEV) ## check style, types and scripts
 	@$(IN_VENV) -m ruff check .
