@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
@@ -23,7 +22,6 @@ def test_a_hundred_at_once(person: Callable[..., Person]) -> None:
     with ThreadPoolExecutor(32) as pool:
         seen = list(pool.map(lambda _: owner.api.post(f"/api/jobs/{job['id']}/cancel").data["status"], range(100)))
     assert set(seen) <= {"RUNNING", "CANCELLED"}
-    assert seen == sorted(seen, reverse=True) or Counter(seen)["CANCELLED"] < 100
     final = ended(owner, job["id"])
     assert (final["status"], final["cancelled_by"], final["attempt"]) == ("CANCELLED", owner.username, 1)
     assert processes(mark) == []
@@ -36,9 +34,11 @@ def test_at_every_moment(person: Callable[..., Person]) -> None:
     jobs = owner.api.post("/api/jobs/batch", {"jobs": [{"code": f"sleep 0.0{n % 10}"} for n in range(60)]}).data
 
     def act(job: dict[str, Any]) -> list[str]:
-        acts = ["cancel"] * 4 + ["rerun"]
+        cancel, rerun = (f"/api/jobs/{job['id']}/{name}" for name in ("cancel", "rerun"))
+        acts = [lambda: owner.api.post(cancel).data] * 4 + [lambda: owner.api.job(job["id"])] * 2
+        acts += [lambda: owner.api.post(rerun).data]
         chance.shuffle(acts)
-        records = [owner.api.post(f"/api/jobs/{job['id']}/{name}").data for name in acts]
+        records = [act() for act in acts]
         return [record["status"] for record in records if record["id"] == job["id"]]
 
     with ThreadPoolExecutor(8) as pool:
