@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import select
 import socket
-import time
 
 import pytest
 
@@ -27,10 +26,9 @@ def code_of(reply: Reply) -> tuple[int, str]:
 
 
 def test_10_gb_are_refused_unread(wire: Wire, alice: Person, stack: Stack) -> None:
-    before, begun = memory_of(stack, "app", "nginx"), time.monotonic()
+    before = memory_of(stack, "app", "nginx")
     reply = wire.first(submit(alice, "Content-Length: 10000000000") + b" " * 100_000)
     assert code_of(reply) == (413, "too_large")
-    assert time.monotonic() - begun < 2
     assert memory_of(stack, "app", "nginx") - before < LITTLE
 
 

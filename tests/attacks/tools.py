@@ -8,8 +8,9 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -204,12 +205,21 @@ def memory_of(stack: Stack, *groups: str) -> int:
     return found
 
 
+def quickly(ask: Callable[[], Reply], seconds: float) -> Reply:
+    """An answer that takes no longer than this in itself: on a busy machine it may take some tries to see that."""
+    for _ in range(5):
+        begun = time.monotonic()
+        reply = ask()
+        took = time.monotonic() - begun
+        if took < seconds:
+            return reply
+    raise AssertionError(f"{reply.status} after {took:.2f} s, not within {seconds} s")
+
+
 def nobody_takes(wire: Wire, api: Api, belongings: Belongings, headers: list[str], body: bytes) -> None:
     """Assert that every operation that is no GET answers 415 to this body, at once; a large one is for one of them."""
     for operation in OPERATIONS:
         if operation.method != "GET" and (len(body) < 2**20 or operation.route.path == "/api/jobs"):
-            begun = time.monotonic()
             address = operation.address(**next(belongings.of(operation)))
-            reply = wire.ask(operation.method, address, *headers, token=api.token, body=body)
-            assert reply.status == 415, (operation, reply)
-            assert time.monotonic() - begun < 1, operation  # most of it for the way, on a busy machine
+            ask = partial(wire.ask, operation.method, address, *headers, token=api.token, body=body)
+            assert quickly(ask, 0.5).status == 415, operation
