@@ -48,6 +48,9 @@ class Walls:
     def __init__(self, setup: Setup, programs: Sequence[bytes]) -> None:
         """`programs`: the system call filter, and one that also refuses System V IPC."""
         self._filter, self._filter_system_v = map(kernel.Filter, programs)
+        # A user's jobs share a network namespace, and in it abstract sockets. Through one, a job could hand over files,
+        # and what they hold of memory would outlive it, in a job that does not pay for it.
+        self._scope = kernel.socket_scope()
         self._mounts = (
             (b"tmp", f"mode=1777,nr_inodes={MAX_FILES},size={setup.tmp_size}".encode()),
             (b"dev/shm", f"mode=1777,nr_inodes={MAX_FILES},size={setup.shm_size}".encode()),
@@ -94,6 +97,8 @@ class Walls:
         os.nice(NICE)
         for number, pair in order.limits.items():  # in the new user namespace, as processes are counted by these
             resource.setrlimit(number, pair)
+        if self._scope is not None:
+            kernel.restrict(self._scope)
         kernel.limit_capabilities()
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
         self._filter.attach()

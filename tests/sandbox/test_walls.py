@@ -462,6 +462,7 @@ server.bind(("127.0.0.1", 7777))
 server.listen()
 abstract = socket.socket(socket.AF_UNIX)
 abstract.bind("\\0meet")
+abstract.listen()
 print("up", flush=True)
 connection = server.accept()[0]
 connection.sendall(b"x")
@@ -488,7 +489,8 @@ for family, address in ((socket.AF_INET, ("127.0.0.1", 7777)), (socket.AF_UNIX, 
             await read_line(server.stdout)
             refused = b"Connection refused\n" * 2
             assert (await execute(yours, visit, PYTHON)).stdout == refused
-            assert (await execute(mine, visit, PYTHON)).stdout.startswith(b"reached\n")
+            # Abstract sockets could hand over files, and with them memory that outlives the job that pays for it.
+            assert (await execute(mine, visit, PYTHON)).stdout == b"reached\nOperation not permitted\n"
             assert (await finish(server)).exit.return_code == 0
             again = await mine.start(command(PYTHON, serve.encode()))
             again.go()
