@@ -93,3 +93,14 @@ def test_without_walls_there_is_one_user_or_no_job_at_all(server: Server) -> Non
         assert runner.wait() == 0
         site.start("runner")
         eventually(lambda: "there are 2" in str(problem(site)))
+
+
+def test_no_job_is_taken_while_memory_is_short(server: Server) -> None:
+    short = {**QUICK, "min_free_memory": "1TiB"}
+    with server.database() as url, Site(url, runner=short) as site:
+        job_id = site.submit()
+        runner = site.start("runner")
+        eventually(lambda: site.transact.sql("SELECT FROM runner WHERE obstacle LIKE '%(runner.min_free_memory)%'"))
+        eventually(lambda: "no jobs are taken: The machine's memory" in runner.log())
+        assert site.transact.scalar("SELECT count(*) FROM witness") == 0
+        assert site.job(job_id).status is None
