@@ -170,7 +170,8 @@ def test_beat_and_expire(meeting: Meeting) -> None:
         claim = meeting.started()
         del claim
         runner = meeting.runner
-        beat = partial(liveness.beat, runner_id=runner.id, incarnation=runner.incarnation, obstacle=None, state="live")
+        whose = {"runner_id": runner.id, "incarnation": runner.incarnation}
+        beat = partial(liveness.beat, **whose, obstacle=None, state="live", facts={})
         return beat, expire(runner, meeting.beat())
 
     def check(alive: bool, expired: bool, now: Any) -> None:
