@@ -50,6 +50,9 @@ def enter(uid: int, gid: int, etc: dict[str, str]) -> None:
         _enter_files(True, etc)
         _become(uid, gid)
         _be_root_within()
+        # Mounts that another user namespace has made cannot be moved away from; a job makes its root of this one.
+        kernel.unshare(kernel.CLONE_NEWNS)
+        kernel.mount(ROOT, ROOT, None, MS_BIND | MS_REC)
     else:
         _be_root_within()
         _enter_files(False, etc)

@@ -7,7 +7,7 @@ import os
 import resource
 
 from . import kernel, root
-from .kernel import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REC, MS_REMOUNT
+from .kernel import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REMOUNT
 from .protocol import FOLDERS
 
 TYPE_CHECKING = False
@@ -64,7 +64,6 @@ class Walls:
         if not self._limit_system_v():
             self._filter = self._filter_system_v
         self._host_proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
-        kernel.mount(root.ROOT, root.ROOT, None, MS_BIND | MS_REC)
         os.chdir(root.ROOT)
         # Read-only: else a job could make itself the last that the kernel ends where memory is short.
         kernel.mount(b"proc", b"proc", b"proc", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, b"hidepid=4")
