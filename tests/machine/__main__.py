@@ -102,8 +102,9 @@ def _archive(modules: Path, changes: str) -> Iterator[bytes]:
 
 def _quoted(word: str) -> str:
     """A word of a command, as systemd.service(5) wants it."""
-    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
-    return f'"{escaped}"'
+    for character, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("%", "%%"), ("$", "$$")):
+        word = word.replace(character, escaped)
+    return f'"{word}"'
 
 
 def _modules(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from tests.runner.conftest import QUICK
 from tests.services import Site
 from tests.waiting import eventually
 
-PLACES = ("claimed", "held", "started", "journaled", "running", "terminated", "exited", "result", "reported")
+PLACES = ("held", "journaled", "running", "terminated", "exited")
 USER = 7_770  # whose uid no other test uses
 MARK = "7773.25"
 
