@@ -10,7 +10,7 @@ from marshmallow import Schema
 from baselayer import openapi
 from baselayer.handler import Route
 from baselayer.openapi import About
-from shell_service import __version__, schemas
+from shell_service import __version__, schemas, user_schemas
 from shell_service.audit_schemas import AuditRecord
 from shell_service.limits import NAMES, shown
 from shell_service.models import STATUSES
@@ -167,19 +167,19 @@ EXAMPLES: dict[type[Schema], Any] = {
     schemas.JobRequest: _JOB_REQUEST,
     schemas.BatchRequest: {"jobs": [{"code": "echo one"}, {"code": "echo two", "priority": 5}]},
     schemas.Filters: {"name": "hello", "status": "PENDING"},
-    schemas.TokenRequest: {"name": "laptop", "scopes": ["jobs:read"], "expires_in": schemas.DAY},
-    schemas.RotateRequest: {"overlap": 60},
-    schemas.UserRequest: {"username": "carol", "limits": {"max_running": 10}},
-    schemas.UserPatch: {"limits": {"max_running": 20, "job": {"max": {"memory": "2GiB"}}}},
+    user_schemas.TokenRequest: {"name": "laptop", "scopes": ["jobs:read"], "expires_in": schemas.DAY},
+    user_schemas.RotateRequest: {"overlap": 60},
+    user_schemas.UserRequest: {"username": "carol", "limits": {"max_running": 10}},
+    user_schemas.UserPatch: {"limits": {"max_running": 20, "job": {"max": {"memory": "2GiB"}}}},
     schemas.RerunRequest: {"limits": {"memory": "2GiB"}},
     schemas.JobRecord: _JOB,
     schemas.Cancelled: {"cancelled": 2},
-    schemas.TokenRecord: _TOKEN,
-    schemas.NewTokenRecord: _NEW_TOKEN,
-    schemas.SecretRequest: {"value": "correct horse battery staple"},
-    schemas.SecretRecord: {"name": "API_KEY", "created_at": _AT, "modified": _AT},
-    schemas.UserRecord: _USER,
-    schemas.WhoAmI: {**_USER, "scopes": ["jobs:read"], "token": _TOKEN, "running": 2, "queued": 0},
+    user_schemas.TokenRecord: _TOKEN,
+    user_schemas.NewTokenRecord: _NEW_TOKEN,
+    user_schemas.SecretRequest: {"value": "correct horse battery staple"},
+    user_schemas.SecretRecord: {"name": "API_KEY", "created_at": _AT, "modified": _AT},
+    user_schemas.UserRecord: _USER,
+    user_schemas.WhoAmI: {**_USER, "scopes": ["jobs:read"], "token": _TOKEN, "running": 2, "queued": 0},
     AuditRecord: _AUDIT,
     schemas.ShellRecord: {"name": "sh", "path": "/bin/sh"},
     schemas.SysInfo: {"version": __version__, "ready": True, "runners": [_RUNNER_FACTS]},

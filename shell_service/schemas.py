@@ -1,4 +1,7 @@
-"""What requests may say, and what answers hold: checks and the API document come from here."""
+"""What requests may say, and what answers hold: checks and the API document come from here.
+
+Those about users, their tokens and secrets are in `user_schemas`.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,18 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from marshmallow import Schema, ValidationError, fields, post_load, validate, validates, validates_schema
+from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
 from marshmallow.experimental.context import Context
 
 from baselayer.fields import Flag, Instant, Items, Number, Pairs, Request, Size, Text, Whole
 from shell_service.limits import LEAST
 from shell_service.models import STATUSES
-from shell_service.scopes import MEANINGS
 from shell_service.settings import Jobs
 
 NAME = "[A-Za-z0-9._-]+"
 VARIABLE = "[A-Za-z_][A-Za-z0-9_]{0,63}"
 MAX_SECRETS = 50  # of a job
-MAX_SECRET = 64 * 1024  # bytes
-_MOST = 2**53  # of any limit: beyond it JSON's numbers are not exact
+MOST = 2**53  # of any limit: beyond it JSON's numbers are not exact
 DAY = 86_400
 CENTURY = 100 * 366 * DAY
 
@@ -91,18 +92,18 @@ class JobLimitsRequest(Request):
 
     memory = Size(
         low=int(LEAST["memory"]),
-        high=_MOST,
+        high=MOST,
         metadata=about("Bytes of memory, files in /job, /tmp and /dev/shm included.", "256MiB"),
     )
-    processes = Whole(low=int(LEAST["processes"]), high=_MOST, metadata=about("Processes and threads at once.", 64))
-    cpu = Number(low=LEAST["cpu"], high=_MOST, metadata=about("Processors' worth of computing time.", 0.5))
-    cpu_seconds = Number(low=LEAST["cpu_seconds"], high=_MOST, metadata=about("Seconds of processor time.", 600))
+    processes = Whole(low=int(LEAST["processes"]), high=MOST, metadata=about("Processes and threads at once.", 64))
+    cpu = Number(low=LEAST["cpu"], high=MOST, metadata=about("Processors' worth of computing time.", 0.5))
+    cpu_seconds = Number(low=LEAST["cpu_seconds"], high=MOST, metadata=about("Seconds of processor time.", 600))
     open_files = Whole(
-        low=int(LEAST["open_files"]), high=_MOST, metadata=about("Open files, of each process by itself.", 256)
+        low=int(LEAST["open_files"]), high=MOST, metadata=about("Open files, of each process by itself.", 256)
     )
-    file_size = Size(low=0, high=_MOST, metadata=about("Bytes of the largest file.", "1GiB"))
-    disk = Size(low=0, high=_MOST, metadata=about("Bytes of its home, /job.", "100MiB"))
-    output = Size(low=0, high=_MOST, metadata=about("Bytes kept of each of its two streams.", "10MiB"))
+    file_size = Size(low=0, high=MOST, metadata=about("Bytes of the largest file.", "1GiB"))
+    disk = Size(low=0, high=MOST, metadata=about("Bytes of its home, /job.", "100MiB"))
+    output = Size(low=0, high=MOST, metadata=about("Bytes kept of each of its two streams.", "10MiB"))
 
 
 class Needs(Request):
@@ -110,7 +111,7 @@ class Needs(Request):
 
     timeout = Number(
         low=0,
-        high=_MOST,
+        high=MOST,
         closed=False,
         allow_none=True,
         metadata=about("Seconds that the script may run; at the limit it is ended, and the job is TIMEOUT.", 60),
@@ -252,7 +253,7 @@ class FollowQuery(Schema):
     follow = Flag(load_default=False, metadata=about("Keep sending what the job prints until it ends."))
 
 
-def _nullable(kind: type[fields.Field[Any]], text: str, **kwargs: Any) -> fields.Field[Any]:
+def nullable(kind: type[fields.Field[Any]], text: str, **kwargs: Any) -> fields.Field[Any]:
     return kind(allow_none=True, metadata=about(text), **kwargs)
 
 
@@ -283,7 +284,7 @@ class JobRecord(Schema):
     status = fields.String(
         validate=validate.OneOf(STATUSES), metadata=about("PENDING, RUNNING, or how it ended: then it never changes.")
     )
-    reason = _nullable(fields.String, "How it ended, as a sentence.")
+    reason = nullable(fields.String, "How it ended, as a sentence.")
     code = fields.String(metadata=about("The script; its first 1,024 characters in lists."))
     shell = fields.String(metadata=about("The interpreter."))
     args = fields.List(
@@ -313,188 +314,26 @@ class JobRecord(Schema):
     attempt = fields.Integer(metadata=about("The attempt that this record tells of; 0 before the first."))
     created_at = Instant(metadata=about("When it was submitted."))
     modified = Instant(metadata=about("When its record last changed."))
-    run_at = _nullable(Instant, "Not started before.")
-    started_at = _nullable(Instant, "When its script began.")
-    finished_at = _nullable(Instant, "When it reached its final status.")
-    return_code = _nullable(fields.Integer, "Exit code; null when a signal ended it.")
-    signal = _nullable(fields.String, "Name of the signal that ended it.")
-    stdout = _nullable(fields.String, "The last 64 KiB as text (1 KiB in lists); null before its first attempt.")
-    stderr = _nullable(fields.String, "The same of standard error.")
-    stdout_bytes = _nullable(fields.Integer, "Bytes kept of standard output.")
-    stderr_bytes = _nullable(fields.Integer, "Bytes kept of standard error.")
-    output_truncated = _nullable(fields.Boolean, "Whether more was printed than is kept.")
-    wall_seconds = _nullable(fields.Float, "How long the script ran.")
-    cpu_seconds = _nullable(fields.Float, "Processor time of all its processes.")
-    peak_memory_bytes = _nullable(fields.Integer, "The most memory that its processes held at once.")
-    written_bytes = _nullable(fields.Integer, "Bytes that its processes wrote, to files and to pipes.")
-    runner = _nullable(fields.String, "The runner that ran it.")
-    cancelled_by = _nullable(fields.String, "Who cancelled it.")
-    position = _nullable(fields.Integer, "Its place among what can start next; null in lists, new jobs and far back.")
-    pending_reason = _nullable(
+    run_at = nullable(Instant, "Not started before.")
+    started_at = nullable(Instant, "When its script began.")
+    finished_at = nullable(Instant, "When it reached its final status.")
+    return_code = nullable(fields.Integer, "Exit code; null when a signal ended it.")
+    signal = nullable(fields.String, "Name of the signal that ended it.")
+    stdout = nullable(fields.String, "The last 64 KiB as text (1 KiB in lists); null before its first attempt.")
+    stderr = nullable(fields.String, "The same of standard error.")
+    stdout_bytes = nullable(fields.Integer, "Bytes kept of standard output.")
+    stderr_bytes = nullable(fields.Integer, "Bytes kept of standard error.")
+    output_truncated = nullable(fields.Boolean, "Whether more was printed than is kept.")
+    wall_seconds = nullable(fields.Float, "How long the script ran.")
+    cpu_seconds = nullable(fields.Float, "Processor time of all its processes.")
+    peak_memory_bytes = nullable(fields.Integer, "The most memory that its processes held at once.")
+    written_bytes = nullable(fields.Integer, "Bytes that its processes wrote, to files and to pipes.")
+    runner = nullable(fields.String, "The runner that ran it.")
+    cancelled_by = nullable(fields.String, "Who cancelled it.")
+    position = nullable(fields.Integer, "Its place among what can start next; null in lists, new jobs and far back.")
+    pending_reason = nullable(
         fields.String, "What a pending job waits for. Of a new job it is not looked up what else its owner runs."
     )
-
-
-class TokenRequest(Request):
-    """A token to be made."""
-
-    name = Text(low=1, high=100, required=True, metadata=about("What you call it.", "laptop"))
-    scopes = Items(
-        fields.String(validate=validate.OneOf(list(MEANINGS))),
-        low=1,
-        high=len(MEANINGS),
-        load_default=None,
-        metadata=about("What it is good for; by default the same as the token that you use.", ["jobs:read"]),
-    )
-    expires_in = Whole(low=1, high=CENTURY, load_default=None, metadata=about("Seconds until it expires.", DAY))
-    username = Text(low=1, high=100, load_default=None, metadata=about("For whom (administrators)."))
-
-
-class RotateRequest(Request):
-    """How to replace a token."""
-
-    overlap = Whole(low=0, high=7 * DAY, load_default=0, metadata=about("Seconds that the old one still works.", 0))
-
-
-class TokenRecord(Schema):
-    """A token, without its secret."""
-
-    id = fields.Integer(metadata=about("Its public number."))
-    name = fields.String(metadata=about("What its owner calls it."))
-    username = fields.String(metadata=about("Its owner."))
-    scopes = fields.List(fields.String(), metadata=about("What it is good for, as far as its owner's role goes."))
-    prefix = fields.String(metadata=about("Its first characters, to tell tokens apart."))
-    created_at = Instant(metadata=about("When it was made."))
-    expires_at = _nullable(Instant, "When it stops working.")
-    last_used_at = _nullable(Instant, "When it was last used, to the minute.")
-
-
-class NewTokenRecord(TokenRecord):
-    """A token just made. The secret is in this answer only."""
-
-    token = fields.String(metadata=about("The whole token. Keep it: nobody can show it again."))
-
-
-class OwnJobLimits(JobLimitsRequest):
-    """Limits of the jobs of a user; null stands for the configured one."""
-
-    timeout = Number(low=0, high=_MOST, closed=False, metadata=about("Seconds that a script may run.", 3600))
-
-    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
-        field_obj.allow_none = True
-
-
-class OwnBounds(Request):
-    """What a user's jobs get, and may ask for."""
-
-    default = fields.Nested(
-        OwnJobLimits, allow_none=True, metadata=about("What a job gets that asks for nothing, as far as `max` allows.")
-    )
-    max = fields.Nested(OwnJobLimits, allow_none=True, metadata=about("The most that a job may ask for."))
-
-
-class SecretRequest(Request):
-    """A secret to be stored."""
-
-    value = Text(
-        low=4,
-        high=MAX_SECRET,
-        required=True,
-        metadata=about(
-            f"The value: 4 characters or more, as less could not be hidden in what jobs print, {MAX_SECRET} bytes at"
-            " the most.",
-            "correct horse battery staple",
-        ),
-    )
-
-    @validates("value")
-    def _not_long(self, value: str, **kwargs: Any) -> None:
-        if len(value.encode()) > MAX_SECRET:
-            raise ValidationError(f"Must be at most {MAX_SECRET} bytes.")
-
-
-class SecretRecord(Schema):
-    """A secret, without its value."""
-
-    name = fields.String(metadata=about("What its owner calls it."))
-    created_at = Instant(metadata=about("When it was first stored."))
-    modified = Instant(metadata=about("When it was given its value."))
-
-
-class LimitsRequest(Request):
-    """Limits of a user; null stands for the configured ones."""
-
-    max_running = Whole(low=0, high=10**6, allow_none=True, metadata=about("Jobs running at once.", 50))
-    max_queued = Whole(low=0, high=10**7, allow_none=True, metadata=about("Jobs waiting at once.", 20000))
-    jobs_per_minute = Whole(low=0, high=10**6, allow_none=True, metadata=about("Jobs submitted per minute.", 6000))
-    job = fields.Nested(OwnBounds, allow_none=True, metadata=about("What each job gets, and may ask for."))
-    network = Flag(allow_none=True, metadata=about("Whether jobs may have the network; null is false.", False))
-
-
-class UserRequest(Request):
-    """A user to be made."""
-
-    username = Text(low=1, high=100, pattern=NAME, required=True, metadata=about("The user's name.", "carol"))
-    role = fields.String(
-        load_default="user", validate=validate.OneOf(["user", "admin"]), metadata=about("`user` or `admin`.", "user")
-    )
-    limits = fields.Nested(
-        LimitsRequest,
-        load_default=dict,
-        metadata=about("Limits of the user's own; the configured ones hold for the rest."),
-    )
-
-
-class UserPatch(Request):
-    """What to change of a user."""
-
-    role = fields.String(validate=validate.OneOf(["user", "admin"]), metadata=about("`user` or `admin`.", "user"))
-    active = Flag(metadata=about("false cancels the user's jobs and stops all tokens at once."))
-    limits = fields.Nested(LimitsRequest, metadata=about("Those to change."))
-
-
-class JobLimitsWithTimeout(JobLimits):
-    """What a job may use, and for how long."""
-
-    timeout = fields.Float(metadata=about("Seconds that a script may run."))
-
-
-class BoundsRecord(Schema):
-    """What a user's jobs get, and may ask for."""
-
-    default = fields.Nested(JobLimitsWithTimeout, metadata=about("What a job gets that asks for nothing."))
-    max = fields.Nested(JobLimitsWithTimeout, metadata=about("The most that a job may ask for."))
-
-
-class LimitsRecord(Schema):
-    """The limits that hold for a user."""
-
-    max_running = fields.Integer(metadata=about("Jobs running at once."))
-    max_queued = fields.Integer(metadata=about("Jobs waiting at once."))
-    jobs_per_minute = fields.Integer(metadata=about("Jobs submitted per minute."))
-    job = fields.Nested(BoundsRecord, metadata=about("What each job gets, and may ask for."))
-    network = fields.Boolean(metadata=about("Whether jobs may have the network."))
-
-
-class UserRecord(Schema):
-    """A user."""
-
-    id = fields.Integer(metadata=about("The user's number."))
-    username = fields.String(metadata=about("The user's name."))
-    role = fields.String(metadata=about("`user` or `admin`."))
-    active = fields.Boolean(metadata=about("Whether the user's tokens work."))
-    created_at = Instant(metadata=about("When the user was made."))
-    modified = Instant(metadata=about("When the user last changed."))
-    limits = fields.Nested(LimitsRecord, metadata=about("The limits that hold now."))
-
-
-class WhoAmI(UserRecord):
-    """Who calls, and what this token may do."""
-
-    scopes = fields.List(fields.String(), metadata=about("What this token may do now."))
-    token = fields.Nested(TokenRecord, allow_none=True, metadata=about("The token that was used."))
-    running = fields.Integer(metadata=about("Jobs running now."))
-    queued = fields.Integer(metadata=about("Jobs waiting now."))
 
 
 class Cancelled(Schema):
@@ -516,9 +355,9 @@ class RunnerFacts(Schema):
     host = fields.String(metadata=about("The name of its host."))
     name = fields.String(metadata=about("Its name on its host."))
     state = fields.String(metadata=about("`live`, or `draining` before it stops."))
-    obstacle = _nullable(fields.String, "Why it takes no jobs; null when it does.")
-    sandbox = _nullable(fields.String, "`walls`, or `none`: jobs can do all that the service can.")
-    uids = _nullable(
+    obstacle = nullable(fields.String, "Why it takes no jobs; null when it does.")
+    sandbox = nullable(fields.String, "`walls`, or `none`: jobs can do all that the service can.")
+    uids = nullable(
         fields.String,
         "Whether each user's jobs have a uid of their own: `own`, `subordinate` (of the range that an ordinary user has"
         " in /etc/subuid), or `shared`.",
@@ -532,7 +371,7 @@ class RunnerFacts(Schema):
             " it), or `none`."
         ),
     )
-    network = _nullable(fields.String, "Why jobs cannot have the network; null when they can.")
+    network = nullable(fields.String, "Why jobs cannot have the network; null when they can.")
 
 
 class SysInfo(Schema):
@@ -564,7 +403,7 @@ class Stats(Schema):
         values=fields.Integer(),
         metadata=about("Jobs by status: those that wait or run now, and those of the last 24 hours that ended."),
     )
-    oldest_ready_seconds = _nullable(
+    oldest_ready_seconds = nullable(
         fields.Float,
         "How long the next job to start has waited since it could start; of all users' next jobs, the longest.",
     )

@@ -102,7 +102,7 @@ def create(session: Session, username: str, role: str, *, alone: bool = False) -
 
 
 def set_limits(session: Session, user_id: int, limits: Mapping[str, Any], defaults: Limits) -> None:
-    """Change those limits of a user that are named (see `schemas.LimitsRequest`).
+    """Change those limits of a user that are named (see `user_schemas.LimitsRequest`).
 
     For who holds `submissions.lock_user`, or has just made the user. Raises `InvalidRequest` for limits that contradict
     each other.

@@ -7,12 +7,12 @@ from typing import Any
 
 from baselayer.errors import Conflict, NotFound
 from baselayer.handler import Call, Route, endpoint
-from shell_service import schemas, secrets
+from shell_service import schemas, secrets, user_schemas
 from shell_service.handlers.base import AppHandler, decode_cursor, encode_cursor
 
 
 class Secrets(AppHandler):
-    @endpoint("secrets:read", query=schemas.PageQuery, answer=schemas.SecretRecord(many=True))
+    @endpoint("secrets:read", query=schemas.PageQuery, answer=user_schemas.SecretRecord(many=True))
     async def get(self, call: Call) -> Any:
         """List secrets, newest first.
 
@@ -26,7 +26,7 @@ class Secrets(AppHandler):
 
 
 class OneSecret(AppHandler):
-    @endpoint("secrets:read", answer=schemas.SecretRecord(), errors=[NotFound])
+    @endpoint("secrets:read", answer=user_schemas.SecretRecord(), errors=[NotFound])
     async def get(self, call: Call, name: str) -> Any:
         """See that a secret is there, and since when.
 
@@ -36,8 +36,8 @@ class OneSecret(AppHandler):
 
     @endpoint(
         "secrets:write",
-        body=schemas.SecretRequest,
-        answer=schemas.SecretRecord(),
+        body=user_schemas.SecretRequest,
+        answer=user_schemas.SecretRecord(),
         errors=[NotFound, Conflict],
         action="secret.put",
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 from baselayer.errors import NotAllowed, NotFound
 from baselayer.handler import Call, Route, endpoint
-from shell_service import schemas, tokens
+from shell_service import schemas, tokens, user_schemas
 from shell_service.audit import Entry
 from shell_service.handlers.base import AppHandler, decode_cursor, encode_cursor
 
@@ -14,8 +14,8 @@ from shell_service.handlers.base import AppHandler, decode_cursor, encode_cursor
 class Tokens(AppHandler):
     @endpoint(
         "tokens:write",
-        body=schemas.TokenRequest,
-        answer=schemas.NewTokenRecord(),
+        body=user_schemas.TokenRequest,
+        answer=user_schemas.NewTokenRecord(),
         errors=[NotAllowed, NotFound],
         action="token.create",
     )
@@ -34,7 +34,7 @@ class Tokens(AppHandler):
     def _entry_of_new(self, made: dict[str, Any]) -> Entry:
         return self.entry(made["id"], {name: made[name] for name in ("username", "scopes", "expires_at")})
 
-    @endpoint("tokens:read", query=schemas.PageQuery, answer=schemas.TokenRecord(many=True))
+    @endpoint("tokens:read", query=schemas.PageQuery, answer=user_schemas.TokenRecord(many=True))
     async def get(self, call: Call) -> Any:
         """List tokens, newest first.
 
@@ -63,8 +63,8 @@ class OneToken(AppHandler):
 class RotateToken(AppHandler):
     @endpoint(
         "tokens:write",
-        body=schemas.RotateRequest,
-        answer=schemas.NewTokenRecord(),
+        body=user_schemas.RotateRequest,
+        answer=user_schemas.NewTokenRecord(),
         errors=[NotFound, NotAllowed],
         action="token.rotate",
     )

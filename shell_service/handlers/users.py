@@ -10,13 +10,13 @@ from baselayer.access import Caller
 from baselayer.errors import Conflict, NotFound
 from baselayer.handler import ANY, Call, Route, endpoint
 from baselayer.models import User
-from shell_service import schemas, tokens, users
+from shell_service import schemas, tokens, user_schemas, users
 from shell_service.handlers.base import AppHandler, decode_cursor, encode_cursor
 from shell_service.submissions import Limits
 
 
 class Me(AppHandler):
-    @endpoint(ANY, answer=schemas.WhoAmI())
+    @endpoint(ANY, answer=user_schemas.WhoAmI())
     async def get(self, call: Call) -> Any:
         """Who I am, and what I may do with this token."""
         return await self.app.database.run(_who_am_i, call.caller, self.app.limits)
@@ -24,7 +24,11 @@ class Me(AppHandler):
 
 class Users(AppHandler):
     @endpoint(
-        "users:admin", body=schemas.UserRequest, answer=schemas.UserRecord(), errors=[Conflict], action="user.create"
+        "users:admin",
+        body=user_schemas.UserRequest,
+        answer=user_schemas.UserRecord(),
+        errors=[Conflict],
+        action="user.create",
     )
     async def post(self, call: Call) -> Any:
         """Make a user.
@@ -35,7 +39,7 @@ class Users(AppHandler):
         alone = self.app.settings.sandbox.mode == "none"
         return await self.change(lambda _: self.entry(name, given), _create, call.body, self.app.limits, alone)
 
-    @endpoint("users:admin", query=schemas.PageQuery, answer=schemas.UserRecord(many=True))
+    @endpoint("users:admin", query=schemas.PageQuery, answer=user_schemas.UserRecord(many=True))
     async def get(self, call: Call) -> Any:
         """List users, newest first."""
         limit, cursor = call.query["limit"], decode_cursor(call.query["cursor"], 4)
@@ -46,15 +50,15 @@ class Users(AppHandler):
 
 
 class OneUser(AppHandler):
-    @endpoint("users:admin", answer=schemas.UserRecord(), errors=[NotFound])
+    @endpoint("users:admin", answer=user_schemas.UserRecord(), errors=[NotFound])
     async def get(self, call: Call, username: str) -> Any:
         """See a user."""
         return await self.app.database.run(users.find, username, self.app.limits)
 
     @endpoint(
         "users:admin",
-        body=schemas.UserPatch,
-        answer=schemas.UserRecord(),
+        body=user_schemas.UserPatch,
+        answer=user_schemas.UserRecord(),
         errors=[NotFound, Conflict],
         action="user.change",
     )

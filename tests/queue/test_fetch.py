@@ -187,5 +187,5 @@ def test_a_deadlock_is_tried_again(use: Any, transact: Transactions) -> None:
     use(act)
     assert transact.sql("SELECT n FROM counter") == [(2,), (2,)]
     eventually(
-        lambda: transact.scalar("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == 1
+        lambda: transact.scalar("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") >= 1
     )
