@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass
 
-from shell_service.limits import JobLimits
+from shell_service.limits import JobLimits, said
 from shell_service.sandbox import Exit
 from shell_service.sandbox.gauge import Usage
 
@@ -74,22 +74,3 @@ def _excess(limit: str, used: Usage, limits: JobLimits) -> str:
     if getattr(used, limit) <= getattr(limits, limit) or reached == allowed:
         reached = f"more than {allowed}"  # as far as digits, or looks, tell
     return f"{reached} {_WORDS[limit][1]}, {allowed} allowed"
-
-
-def said(name: str, value: float) -> str:
-    """The value of a limit for people, rounded: ``1.2 GiB``, ``0.3 s``, ``64``."""
-    if name in ("timeout", "cpu_seconds"):
-        return f"{_plain(value, 3 if value < 10 else 1)} s"
-    if name == "processes":
-        return _plain(value, 0)
-    unit = "bytes"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{_plain(value, 1)} {unit}"
-
-
-def _plain(value: float, digits: int) -> str:
-    text = f"{value:.{digits}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text

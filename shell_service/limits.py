@@ -72,18 +72,12 @@ def shown(name: str, value: float) -> str:
     return f"{size} {units[unit]}"
 
 
-_SIZES = ("memory", "file_size", "disk", "output")
-
-
 def said(name: str, value: float) -> str:
-    """A limit's value for people: ``1.2 GiB``, ``0.3 s``, ``64``. `name` may be ``timeout`` too."""
-    if name in _SIZES:
-        return size(value)
-    return f"{_plain(value, 3)} s" if name in ("timeout", "cpu_seconds") else _plain(value, 3)
-
-
-def size(value: float) -> str:
-    """Bytes in the largest unit of which it is one or more: ``512 bytes``, ``1.2 GiB``."""
+    """The value of a limit, or of what was used, for people, rounded: ``1.2 GiB``, ``0.3 s``, ``64``."""
+    if name in ("timeout", "cpu_seconds"):
+        return f"{_plain(value, 3 if value < 10 else 1)} s"
+    if name not in SIZES:
+        return _plain(value, 0)
     unit = "bytes"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if value < 1024:
@@ -93,4 +87,5 @@ def size(value: float) -> str:
 
 
 def _plain(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}".rstrip("0").rstrip(".") if value % 1 else f"{value:.0f}"
+    text = f"{value:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

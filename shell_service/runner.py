@@ -110,7 +110,7 @@ class Runner:
             await self._work(stop, hurry)
         entering.cancel()
         await self._sandbox.close()
-        self._means.close()
+        await asyncio.to_thread(self._means.close)  # it waits for what has to go
         try:
             if self._id:
                 await self._database.run(liveness.leave, self._id, self._incarnation)
@@ -154,7 +154,7 @@ class Runner:
         """End what a predecessor of this name left running, and say how its jobs ended as far as it is known."""
         leftovers = {item.fence: item for item in self._journal.leftovers()}
         for item in leftovers.values():
-            if kill_leftover(item.pid, item.start_time):
+            if await asyncio.to_thread(kill_leftover, item.pid, item.start_time):
                 logger.warning("job %s was still running: killed", item.job_id.hex)
         if self._groups:
             await asyncio.to_thread(self._groups.reap)

@@ -39,7 +39,7 @@ def order(command: Command) -> Order:
         {name.encode(): value for name, value in command.secrets.items()},
         command.limits.disk,
         _processors(command.limits.cpu),
-        _kernel_limits(command.limits),
+        kernel_limits(command.limits),
     )
 
 
@@ -50,11 +50,11 @@ def _processors(wanted: float) -> list[int]:
     return random.sample(available, count) if count < len(available) else []
 
 
-def _kernel_limits(limits: JobLimits) -> dict[int, tuple[int, int]]:
+def kernel_limits(limits: JobLimits) -> dict[int, tuple[int, int]]:
     """What the kernel is to refuse, soft and hard.
 
     Of processor time and memory it counts those of each process alone, so the first line is a watcher of all, and
-    these hold what happens between two of its looks.
+    these hold what happens between two of its looks. Raises SandboxError where this machine cannot give an exact one.
     """
     seconds = math.ceil(limits.cpu_seconds) + 1
     watched = {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import secrets
 from collections.abc import Awaitable, Callable
 
 from shell_service.limits import JobLimits
 
 from .command import Command, Exit, SandboxError
+from .order import kernel_limits
 from .process import PATIENCE, Launcher, Process
 from .walls import NICE
 
@@ -69,11 +71,10 @@ async def walls_stand(launcher: Launcher, limits: JobLimits, tmp_size: int, shm_
     command = Command("/bin/sh", SECRET_SCRIPT, secrets={"TEST": secret.encode()}, limits=limits)
     other = await launcher.start(command)  # is there while the first job looks around
     try:
+        held = {number: hard for number, (_, hard) in kernel_limits(limits).items()}
+        numbers = resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC, resource.RLIMIT_CPU
         expected = (
-            limits.open_files,
-            limits.file_size,
-            limits.processes + max(8, limits.processes // 4),
-            int(limits.cpu_seconds) + 3,
+            *(held[number] for number in numbers),
             *map(_pages, (limits.disk, tmp_size, shm_size)),
             NICE,
         )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shell_service import ends
-from shell_service.limits import JobLimits
+from shell_service.limits import JobLimits, said
 from shell_service.sandbox import Exit
 from shell_service.sandbox.gauge import Usage
 from tests.factories import JOB_LIMITS
@@ -93,4 +93,4 @@ def test_what_was_stopped(limit: str, used: Usage, expected: tuple[str, str]) ->
     ],
 )
 def test_values_for_people(name: str, value: float, expected: str) -> None:
-    assert ends.said(name, value) == expected
+    assert said(name, value) == expected
