@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 import sqlalchemy
 
+from tests.apis import admin as admin
+from tests.apis import workers as workers
 from tests.attacks.tools import Belongings, Wire, belongings_of, contents
 from tests.client import Api, Person, new_address, new_person
 from tests.database import Transactions
@@ -35,23 +37,6 @@ def stack() -> Iterator[Stack]:
             errors = re.findall(r"^.* ERROR .*(?:\n    .*)*", running.log(name), re.MULTILINE)
             unexpected = [error for error in errors if not any(text in error for text in PROVOKED)]
             assert not unexpected, f"{name} logged errors:\n" + "\n".join(unexpected[:3])
-
-
-@pytest.fixture(scope="session")
-def admin(stack: Stack) -> Iterator[Api]:
-    """The API as the first administrator."""
-    with Api(stack.base_url, stack.admin_token) as api:
-        yield api
-
-
-@pytest.fixture(scope="session")
-def workers(stack: Stack) -> Iterator[list[Api]]:
-    """Each worker itself, past the router; to be used with somebody's token."""
-    sockets = [stack.settings.socket_dir / f"app_{number}.sock" for number in range(stack.settings.server.processes)]
-    apis = [Api("http://worker", stack.admin_token, socket_path=path) for path in sockets]
-    yield apis
-    for api in apis:
-        api.close()
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import pyseccomp
-
 from tests.client import Person
+from tests.sandbox.support import number
 from tests.services import processes
 from tests.stack import Stack
 from tests.waiting import eventually
@@ -48,11 +47,6 @@ def call(number, *arguments):
 
 #: A job that says so when it has begun, and lasts until it is cancelled.
 STAY = "echo up; exec sleep 1000"
-
-
-def number(name: str) -> int:
-    """A system call's number on this machine; negative where there is none."""
-    return int(pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name))
 
 
 def numbers(*names: str) -> dict[str, int]:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.database import Server, assert_consistent
 from tests.factories import add_user
-from tests.runner.conftest import QUICK
 from tests.services import Service, Site, processes
 from tests.waiting import eventually
 
@@ -20,26 +17,7 @@ MiB = 1 << 20
 SMALL = {"memory": 64 * MiB, "processes": 32}
 
 
-@pytest.fixture(scope="module")
-def site(server: Server) -> Iterator[Site]:
-    """A site with a runner."""
-    with server.database() as url, Site(url, runner=QUICK, jobs={"kill_grace": 1}) as site:
-        yield site
-
-
-@pytest.fixture(scope="module")
-def runner(site: Site) -> Service:
-    return site.start_runner()
-
-
-@pytest.fixture(autouse=True)
-def alive(site: Site, runner: Service) -> Iterator[None]:
-    """Whatever a test does, the runner goes on, and each job stands in exactly one place."""
-    yield
-    assert runner.process.poll() is None, runner.log()
-    assert "Traceback" not in runner.log()
-    assert_consistent(site.transact)
-
+pytestmark = pytest.mark.usefixtures("alive")
 
 FORKS = """
 import os

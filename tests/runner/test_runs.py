@@ -5,41 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from shell_service import queue
-from tests.database import Server, assert_consistent
 from tests.factories import add_jobs, add_user
-from tests.runner.conftest import QUICK
 from tests.services import Service, Site, processes
 from tests.waiting import eventually
 
 CAPPED = {"output": 1 << 20}
 
 
-@pytest.fixture(scope="module")
-def site(server: Server) -> Iterator[Site]:
-    """A site with a runner."""
-    with server.database() as url, Site(url, runner=QUICK, jobs={"kill_grace": 1}) as site:
-        yield site
-
-
-@pytest.fixture(scope="module")
-def runner(site: Site) -> Service:
-    return site.start_runner()
-
-
-@pytest.fixture(autouse=True)
-def alive(site: Site, runner: Service) -> Iterator[None]:
-    """Whatever a test does, the runner goes on, and each job stands in exactly one place."""
-    yield
-    assert runner.process.poll() is None, runner.log()
-    assert "Traceback" not in runner.log()
-    assert_consistent(site.transact)
+pytestmark = pytest.mark.usefixtures("alive")
 
 
 def test_an_echo(site: Site) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
+
+import pyseccomp
 
 from baselayer.config import Bytes
 from shell_service import settings
@@ -188,3 +191,31 @@ def with_argument(text: str) -> list[int]:
             if text.encode() in path.read_bytes().split(b"\0") and alive(int(path.parent.name)):
                 found.append(int(path.parent.name))
     return found
+
+
+CALL = """
+import ctypes, errno, json, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number, *arguments):
+    result = libc.syscall(*map(ctypes.c_long, (number, *arguments)))
+    return "worked" if result >= 0 else errno.errorcode[ctypes.get_errno()]
+"""
+
+
+def number(name: str) -> int:
+    """A system call's number on this machine; negative where there is none."""
+    return int(pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name))
+
+
+def calls(*wanted: tuple[object, ...]) -> list[str]:
+    """What each system call, given by name or number and with its arguments, answers inside."""
+    resolved = [(number(name) if isinstance(name, str) else name, *rest) for name, *rest in wanted]
+    code = CALL + f"print(json.dumps([call(*c) for c in {resolved!r}]))"
+    return list(json.loads(lines(code, PYTHON)[0]))
+
+
+def fails(script: str) -> str:
+    """The complaint of a command that must not succeed."""
+    ran = job(script)
+    assert ran.exit.return_code, f"worked: {script}"
+    return ran.stderr.decode()
