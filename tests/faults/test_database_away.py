@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 
 from shell_service import queue
 from tests.database import EmbeddedServer, assert_truthful
@@ -42,6 +43,14 @@ def begun(site: Site, job_ids: list[uuid.UUID]) -> bool:
     return all(site.output_path(job_id, 1, "stdout").exists() for job_id in job_ids)
 
 
+def broken(connection: sqlalchemy.Connection) -> bool:
+    try:
+        connection.execute(sqlalchemy.text("SELECT 1"))
+    except sqlalchemy.exc.DBAPIError:
+        return True
+    return False
+
+
 def alive(*services: Service) -> None:
     for service in services:
         assert service.process.poll() is None, service.log()
@@ -57,7 +66,9 @@ def test_a_restart_under_load(site: Site, postgres: EmbeddedServer, how: signal.
         backend = site.transact.scalar(
             "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() LIMIT 1"
         )
-        os.kill(backend, signal.SIGKILL)  # all others end, and the server recovers
+        with site.transact.engine.connect() as other:
+            os.kill(backend, signal.SIGKILL)  # all others end, and the server recovers
+            eventually(lambda: broken(other))  # until then it answers as before
         eventually(postgres.answers)
     else:
         postgres.stop(how)
