@@ -63,6 +63,7 @@ class Users:
     jobs_per_minute: int
     max_streams: int
     max_secrets: int
+    max_tokens: int
 
 
 @dataclass(frozen=True)
@@ -309,6 +310,7 @@ def _check_ranges(settings: Settings) -> None:
         "users.max_running": (settings.users.max_running, 0, 1_000_000),
         "users.jobs_per_minute": (settings.users.jobs_per_minute, 0, 10**9),
         "users.max_secrets": (settings.users.max_secrets, 0, 10_000),
+        "users.max_tokens": (settings.users.max_tokens, 1, 1_000_000),
     }
     for name in WITH_TIMEOUT:
         limit = getattr(settings.limits, name)

@@ -15,10 +15,11 @@ from sqlalchemy.orm import Session
 
 from baselayer import token
 from baselayer.access import EVERY_SCOPE, Caller
-from baselayer.errors import InvalidRequest, NotAllowed, NotFound
+from baselayer.errors import Conflict, InvalidRequest, NotAllowed, NotFound
 from baselayer.fields import rfc3339
 from baselayer.models import Token, User
 from baselayer.visibility import Viewer, visible
+from shell_service import submissions
 from shell_service.access import tell_access_changed
 from shell_service.scopes import SCOPES
 
@@ -92,10 +93,12 @@ def create(
     scopes: Sequence[str] | None,
     expires_at: datetime | None,
     username: str | None,
+    most: int,
 ) -> dict[str, Any]:
     """Make a token for `caller`, or as an administrator for another; returns its record, with the secret.
 
-    Raises `NotAllowed` where it could do more than the token that makes it, and `NotFound` for an unknown user.
+    Raises `NotAllowed` where it could do more than the token that makes it, `NotFound` for an unknown user, and
+    `Conflict` where that user has `most` tokens.
     """
     user = session.execute(select(User.id, User.role).where(User.id == caller.user_id)).one()
     if username is not None and username != caller.username:
@@ -108,6 +111,7 @@ def create(
     granted = _granted(caller, scopes, user.role)
     if caller.expires_at and user.id == caller.user_id:
         expires_at = min(expires_at or caller.expires_at, caller.expires_at)
+    _one_more(session, user.id, most)
     return insert(session, user.id, name, granted, expires_at)
 
 
@@ -119,6 +123,13 @@ def _granted(caller: Caller, scopes: Sequence[str] | None, role: str) -> list[st
     if missing:
         raise NotAllowed(f"Your token lacks these scopes itself: {', '.join(sorted(missing))}.")
     return sorted(set(scopes))
+
+
+def _one_more(session: Session, user_id: int, most: int) -> None:
+    """Raises `Conflict` where a user has `most` tokens; whoever comes at the same time waits, and counts this one."""
+    submissions.lock_user(session, user_id)
+    if session.scalar(select(func.count()).where(Token.user_id == user_id)) >= most:
+        raise Conflict(f"A user may have {most} tokens, expired ones included; revoke one that is not needed.")
 
 
 def insert(
@@ -158,11 +169,11 @@ def revoke(session: Session, caller: Caller, token_id: int) -> str:
     return owner
 
 
-def rotate(session: Session, caller: Caller, token_id: int, overlap: int) -> dict[str, Any]:
+def rotate(session: Session, caller: Caller, token_id: int, overlap: int, most: int) -> dict[str, Any]:
     """Replace a token by one of the same name, scopes and expiry; returns its record, with the secret.
 
-    The old one works for another `overlap` seconds. Raises `NotFound`, and `NotAllowed` where the old one could do
-    more, or would live longer, than the token that replaces it.
+    The old one works for another `overlap` seconds. Raises `NotFound`, `NotAllowed` where the old one could do more, or
+    would live longer, than the token that replaces it, and `Conflict` where there were more than `most` with both.
     """
     row = _find(session, caller, token_id)
     more = EVERY_SCOPE in row.scopes and not caller.every_scope
@@ -175,6 +186,7 @@ def rotate(session: Session, caller: Caller, token_id: int, overlap: int) -> dic
     ):
         raise NotAllowed("Your token expires before the one that you want to rotate.")
     if overlap:
+        _one_more(session, row.user_id, most)
         end = func.least(Token.expires_at, func.now() + timedelta(seconds=overlap))  # least() passes over nulls
         session.execute(update(Token).where(Token.id == row.id).values(expires_at=end))
     else:

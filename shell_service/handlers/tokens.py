@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from baselayer.errors import NotAllowed, NotFound
+from baselayer.errors import Conflict, NotAllowed, NotFound
 from baselayer.handler import Call, Route, endpoint
 from shell_service import schemas, tokens, user_schemas
 from shell_service.audit import Entry
@@ -16,7 +16,7 @@ class Tokens(AppHandler):
         "tokens:write",
         body=user_schemas.TokenRequest,
         answer=user_schemas.NewTokenRecord(),
-        errors=[NotAllowed, NotFound],
+        errors=[NotAllowed, NotFound, Conflict],
         action="token.create",
     )
     async def post(self, call: Call) -> Any:
@@ -26,10 +26,10 @@ class Tokens(AppHandler):
         no longer. Administrators may name another user.
         """
         body = call.body
-        expires_at = tokens.expiry(body["expires_in"], self.app.settings.access.token_max_age)
-        return await self.change(
-            self._entry_of_new, tokens.create, call.caller, body["name"], body["scopes"], expires_at, body["username"]
-        )
+        settings = self.app.settings
+        expires_at = tokens.expiry(body["expires_in"], settings.access.token_max_age)
+        wish = (body["name"], body["scopes"], expires_at, body["username"])
+        return await self.change(self._entry_of_new, tokens.create, call.caller, *wish, settings.users.max_tokens)
 
     def _entry_of_new(self, made: dict[str, Any]) -> Entry:
         return self.entry(made["id"], {name: made[name] for name in ("username", "scopes", "expires_at")})
@@ -65,7 +65,7 @@ class RotateToken(AppHandler):
         "tokens:write",
         body=user_schemas.RotateRequest,
         answer=user_schemas.NewTokenRecord(),
-        errors=[NotFound, NotAllowed],
+        errors=[NotFound, NotAllowed, Conflict],
         action="token.rotate",
     )
     async def post(self, call: Call, token_id: str) -> Any:
@@ -78,7 +78,8 @@ class RotateToken(AppHandler):
         def entry_of(made: dict[str, Any]) -> Entry:
             return self.entry(number, {"username": made["username"], "token": made["id"], "overlap": overlap})
 
-        return await self.change(entry_of, tokens.rotate, call.caller, number, overlap)
+        most = self.app.settings.users.max_tokens
+        return await self.change(entry_of, tokens.rotate, call.caller, number, overlap, most)
 
 
 def _number(text: str) -> int:

@@ -15,6 +15,7 @@ from tests.stack import Stack
 MAX_OUTPUT = 2**20
 MAX_STREAMS = 20
 MAX_SECRETS = 60
+MAX_TOKENS = 40
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +25,7 @@ def stack() -> Iterator[Stack]:
         runner={"slots": 16, "drain_seconds": 2},
         jobs={"kill_grace": 1},
         limits={"output": {"default": MAX_OUTPUT}},
-        users={"max_streams": MAX_STREAMS, "max_secrets": MAX_SECRETS},
+        users={"max_streams": MAX_STREAMS, "max_secrets": MAX_SECRETS, "max_tokens": MAX_TOKENS},
     ) as running:
         yield running
         for name in ("app_00", "app_01", "runner_00", "scheduler"):

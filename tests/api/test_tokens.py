@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from baselayer import token as tokens
 from shell_service.scopes import MEANINGS, SCOPES
+from tests.api.conftest import MAX_TOKENS
 from tests.client import Answer, Api, Person, new_person
 from tests.stack import Stack
 from tests.waiting import eventually
@@ -218,6 +220,20 @@ def test_when_it_was_last_used(alice: Api) -> None:
     used = eventually(last_used, seconds=10)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", used)
     assert at(used) >= at(made["created_at"])
+
+
+def test_nobody_has_more_tokens_than_are_allowed(alice: Api, bob: Api) -> None:
+    had = len(alice.get("/api/tokens").data)
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: make(alice), range(MAX_TOKENS - had + 8)))
+    assert [answer.status for answer in made].count(409) == 8
+    assert len(alice.get("/api/tokens?limit=1000").data) == MAX_TOKENS
+    answer = make(alice)
+    assert answer.code == "conflict" and f"{MAX_TOKENS} tokens" in answer.body["message"]
+    one = next(answer.data["id"] for answer in made if answer.status == 200)
+    assert alice.post(f"/api/tokens/{one}/rotate", {"overlap": 60}).status == 409
+    assert make(bob).status == 200
+    assert alice.post(f"/api/tokens/{one}/rotate", {}).status == 200
 
 
 def test_pages_of_tokens(alice: Api) -> None:

@@ -28,19 +28,20 @@ from tests.sandbox.test_kills import STAYERS, VICTIMS, output, played, strike
 from tests.waiting import eventually
 
 
-def folders() -> list[Path]:
-    return list(Path(bare.FOLDER).parent.glob(f"{Path(bare.FOLDER).name}*"))
+def folders() -> set[Path]:
+    """Those of jobs, also of others' here."""
+    return set(Path(bare.FOLDER).parent.glob(f"{Path(bare.FOLDER).name}*"))
 
 
 @pytest.fixture
 def mark() -> Iterator[str]:
     """An argument of `sleep`, of the jobs and of a process that is none; only that goes on."""
     text = f"100000.{uuid.uuid4().int}"
-    bystander = subprocess.Popen(["sleep", text], start_new_session=True)
+    bystander, before = subprocess.Popen(["sleep", text], start_new_session=True), folders()
     yield text
     try:
         eventually(lambda: with_argument(text) == [bystander.pid])
-        eventually(lambda: folders() == [])
+        eventually(lambda: folders() <= before)
     finally:
         bystander.kill()
         bystander.wait()
@@ -139,9 +140,9 @@ def test_what_a_dead_launcher_and_init_left_is_removed_by_the_next(mark: str) ->
             for pid in (process.pid, launcher, script):
                 os.kill(pid, signal.SIGKILL)
             await finish(process)
-            assert len(folders()) == 1
+            (left,) = Path(bare.FOLDER).parent.glob(f"{Path(bare.FOLDER).name}{process.pid}-*")
             assert (await execute(await made.prepare(1), "echo fine")).stdout == b"fine\n"
-            assert folders() == []
+            assert not left.exists()
 
     run(main())
 
