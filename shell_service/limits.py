@@ -42,6 +42,7 @@ LEAST: Mapping[str, float] = dict.fromkeys(WITH_TIMEOUT, 0) | {
     "cpu": 0.01,
     "cpu_seconds": 0.1,
     "open_files": 16,
+    "disk": 4096,  # a page; and 0 would mean none at all to the kernel
 }
 
 

@@ -102,7 +102,7 @@ class JobLimitsRequest(Request):
         low=int(LEAST["open_files"]), high=MOST, metadata=about("Open files, of each process by itself.", 256)
     )
     file_size = Size(low=0, high=MOST, metadata=about("Bytes of the largest file.", "1GiB"))
-    disk = Size(low=0, high=MOST, metadata=about("Bytes of its home, /job.", "100MiB"))
+    disk = Size(low=int(LEAST["disk"]), high=MOST, metadata=about("Bytes of its home, /job.", "100MiB"))
     output = Size(low=0, high=MOST, metadata=about("Bytes kept of each of its two streams.", "10MiB"))
 
 

@@ -306,6 +306,8 @@ def _check_ranges(settings: Settings) -> None:
         "database.statement_timeout": (settings.database.statement_timeout, 0.1, 600),
         "database.pool_timeout": (settings.database.pool_timeout, 0.01, 600),
         "sandbox.uid_base": (settings.sandbox.uid_base, 1000, 4_000_000_000),
+        "sandbox.tmp_size": (settings.sandbox.tmp_size, 4096, 2**50),  # 0 would be no limit
+        "sandbox.shm_size": (settings.sandbox.shm_size, 4096, 2**50),
         "sandbox.max_launchers": (settings.sandbox.max_launchers, 1, 100_000),
         "users.max_running": (settings.users.max_running, 0, 1_000_000),
         "users.jobs_per_minute": (settings.users.jobs_per_minute, 0, 10**9),

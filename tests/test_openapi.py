@@ -203,11 +203,12 @@ VALUES = [
     ("limits", {}, True),
     (
         "limits",
-        {"memory": "256MiB", "processes": 2.0, "cpu": 0.5, "file_size": "1.5GiB", "disk": 0, "output": "9"},
+        {"memory": "256MiB", "processes": 2.0, "cpu": 0.5, "file_size": "1.5GiB", "disk": 4096, "output": "9"},
         True,
     ),
     ("limits", {"memory": 2**24, "cpu_seconds": 0.1, "open_files": 16}, True),
     ("limits", {"memory": 2**24 - 1}, False),
+    ("limits", {"disk": 4095}, False),
     ("limits", {"memory": 10**18}, False),
     ("limits", {"memory": "1 GB"}, False),
     ("limits", {"memory": "1e9"}, False),

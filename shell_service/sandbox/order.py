@@ -37,7 +37,7 @@ def order(command: Command) -> Order:
         [f"{name}={value}".encode(errors="surrogateescape") for name, value in env.items()],
         command.script,
         {name.encode(): value for name, value in command.secrets.items()},
-        command.limits.disk,
+        max(1, command.limits.disk),  # a size of 0 would be no limit
         _processors(command.limits.cpu),
         kernel_limits(command.limits),
     )

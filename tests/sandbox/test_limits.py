@@ -37,6 +37,11 @@ def test_file_systems_are_limited(path: str, size: int) -> None:
     assert int(lines(f"df --output=itotal {path} | tail -n 1")[0]) <= 1 << 16
 
 
+def test_a_home_of_no_size_is_not_one_without_limit() -> None:
+    ran = job("head -c 1M /dev/zero > /job/x; stat -c %s /job/x", limits=replace(LIMITS, disk=0))
+    assert (b"No space left" in ran.stderr, ran.stdout) == (True, b"4096\n")
+
+
 def test_limits_of_a_process() -> None:
     limits = replace(LIMITS, cpu_seconds=2.5)
     code = """
