@@ -91,6 +91,7 @@ SYSTEM_V = ["shmget", "msgget", "semget"]
 NAMESPACES = (0x80, 0x20000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000)
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
 IPPROTO_UDP, NETLINK_ROUTE = 17, 0
+SOCK_STREAM, SOCK_DGRAM, SOCK_RAW, SOCK_TYPE_MASK = 1, 2, 3, 0xF
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 # The largest harmless one: UNAME26 of PER_LINUX32.
 PERSONALITY = 0x20008
@@ -131,6 +132,9 @@ def program(system_v: bool = True) -> bytes:
     # Others, such as SCTP, have the kernel load modules, of which the host may know nothing else.
     for family in (AF_INET, AF_INET6):
         refuse("socket", errno.EPROTONOSUPPORT, (0, libseccomp.EQ, family), (2, libseccomp.GT, IPPROTO_UDP))
+        for kind in set(range(SOCK_TYPE_MASK + 1)) - {SOCK_STREAM, SOCK_DGRAM, SOCK_RAW}:  # DCCP; AF_PACKET's old name
+            kind_is = (1, libseccomp.MASKED_EQ, SOCK_TYPE_MASK, kind)
+            refuse("socket", errno.EPROTONOSUPPORT, (0, libseccomp.EQ, family), kind_is)
     refuse("socket", errno.EPROTONOSUPPORT, (0, libseccomp.EQ, AF_NETLINK), (2, libseccomp.NE, NETLINK_ROUTE))
     refuse("socketpair", errno.EAFNOSUPPORT, (0, libseccomp.NE, AF_UNIX))
     refuse("personality", errno.EPERM, (0, libseccomp.GT, PERSONALITY))

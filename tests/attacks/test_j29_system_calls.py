@@ -103,6 +103,11 @@ def rows() -> list[tuple[str, list[int], str | None]]:
     for protocol in range(300):
         for family in (inet, inet6):
             found.append(("socket", [family, stream, protocol], None if protocol <= 17 else "EPROTONOSUPPORT"))
+    for kind in range(16):
+        for flags in (0, 0x80800, high):  # SOCK_CLOEXEC, SOCK_NONBLOCK; what the kernel does not look at
+            for family in (inet, inet6):
+                found.append(("socket", [family, flags | kind, 0], None if kind in (1, 2, 3) else "EPROTONOSUPPORT"))
+            found.append(("socket", [unix, flags | kind, 0], None))
     for protocol in range(32):
         found.append(("socket", [netlink, 3, protocol], "EPROTONOSUPPORT" if protocol else None))
     found += [("socket", [family, 3, high | 1], "EPROTONOSUPPORT") for family in (inet, inet6, netlink)]
