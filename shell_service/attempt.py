@@ -21,7 +21,7 @@ from shell_service.models import MAX_RETRY_DELAY
 from shell_service.output import OutputStore, Stream
 from shell_service.queue import Claim, Fenced, Result
 from shell_service.room import Memory
-from shell_service.sandbox import Command, Exit, NoNetwork, Process, Sandbox, SandboxError
+from shell_service.sandbox import UNAVAILABLE, Command, Exit, NoNetwork, Process, Sandbox, SandboxError
 from shell_service.sandbox.cgroup import Group, Groups
 from shell_service.sandbox.gauge import Gauge, Usage, Watch
 from shell_service.sandbox.tree import Tree
@@ -102,7 +102,8 @@ class Attempt:
             except (SandboxError, OSError) as error:
                 logger.error("job %s: %s", self.claim.job_id.hex, getattr(error, "detail", error))
                 await marking
-                raise NotBegun(str(error), self._result(("FAILED", str(error)))) from error
+                reason = str(error) if isinstance(error, SandboxError) else UNAVAILABLE
+                raise NotBegun(reason, self._result(("FAILED", reason))) from error
             if not await marking:
                 return None
             self._means.failpoints.reach("runner.started")
@@ -129,6 +130,8 @@ class Attempt:
     async def _command(self) -> Command:
         """What is run. Raises ValueError where that cannot be."""
         claim = self.claim
+        if claim.network and not claim.may_network:
+            raise ValueError("You may not give jobs the network any more; an administrator can allow it.")
         interpreter = self._means.shells.get(claim.shell)
         if interpreter is None:
             raise ValueError(f"This runner does not have the interpreter {claim.shell}.")
@@ -178,7 +181,7 @@ class Attempt:
         wall = time.monotonic() - self._began
         self._stop_timers()  # what comes late changes nothing
         watch.stop()
-        used = watch.most.most(Usage(0, exit_.cpu_seconds, exit_.peak_memory_bytes))
+        used = watch.most.most(Usage(cpu_seconds=exit_.cpu_seconds))
         for capture in self._captures:
             await capture.finish(_DRAIN_OUTPUT)
         means.failpoints.reach("runner.exited")
@@ -234,10 +237,11 @@ class Attempt:
             self._group.close()
 
     def _result_of(self, exit_: Exit, wall: float, used: Usage, machine_out_of_memory: bool) -> Result:
-        limits, over_memory = self.claim.limits, False
+        limits, over_memory, peak_memory = self.claim.limits, False, exit_.peak_memory_bytes
         if self._group:
             told = self._group.end()
-            used, over_memory = used.most(told.used), told.out_of_memory
+            used, over_memory, peak_memory = used.most(told.used), told.over_memory, told.used.memory or peak_memory
+            machine_out_of_memory = machine_out_of_memory and told.machine_out_of_memory
         ending = self._ending and self._ending[0]
         if self._ending and exit_.ended_at is not None and exit_.ended_at < self._ending[1]:
             ending = None  # it was faster
@@ -247,10 +251,10 @@ class Attempt:
         return self._result(
             ending,
             return_code=exit_.return_code,
-            signal=signal.Signals(exit_.signal).name if exit_.signal else None,
+            signal=ends.signal_name(exit_.signal) if exit_.signal else None,
             wall_seconds=round(wall, 6),
             cpu_seconds=round(used.cpu_seconds, 6),
-            peak_memory_bytes=used.memory,
+            peak_memory_bytes=max(used.memory, peak_memory),
             written_bytes=exit_.written_bytes,
             stdout_bytes=stdout.size,
             stderr_bytes=stderr.size,

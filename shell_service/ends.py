@@ -31,8 +31,9 @@ class Known:
 
     exit: Exit
     limits: JobLimits
+    #: What was seen of it as a whole; a process's own peak is no part of that, as it counts the files that it maps.
     used: Usage
-    #: Whether the kernel ended it for its limit of memory, or some job as the machine had none left.
+    #: Whether the kernel ended it for its limit of memory, or maybe as the machine had none left.
     over_memory: bool
     machine_out_of_memory: bool
 
@@ -56,17 +57,29 @@ def by_itself(known: Known) -> Ending:
         return "COMPLETED", "exit code 0"
     if known.over_memory:
         return passed("memory", used, limits)
-    killed = exit_.signal and signal.Signals(exit_.signal)
-    if killed == signal.SIGKILL and known.machine_out_of_memory:
+    if exit_.signal == signal.SIGKILL and known.machine_out_of_memory:
         return "OUT_OF_MEMORY", "the machine ran out of memory"
-    how = f"killed by {killed.name} from inside" if killed else f"exit code {exit_.return_code}"
+    how = f"killed by {signal_name(exit_.signal)} from inside" if exit_.signal else f"exit code {exit_.return_code}"
     if limit := used.passed(limits):  # between two looks
-        return _WORDS[limit][0], f"{how}; {_excess(limit, used, limits)}"
-    if killed == signal.SIGXFSZ:
+        return _WORDS[limit][0] if _by_signal(exit_) else "FAILED", f"{how}; {_excess(limit, used, limits)}"
+    if exit_.signal == signal.SIGXFSZ:
         return "FAILED", f"killed by SIGXFSZ: a file larger than {said('file_size', limits.file_size)} wanted"
     for path, size in exit_.full.items():
         how += f"; its {'disk' if path == '/job' else path} was full: {said('disk', size)}"
     return "FAILED", how
+
+
+def signal_name(number: int) -> str:
+    """``SIGTERM``; of those that have no name of their own ``SIGRTMIN+1``."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIGRTMIN{number - signal.SIGRTMIN:+d}"
+
+
+def _by_signal(exit_: Exit) -> bool:
+    """Whether a signal ended the script, or a command of it, which shells tell by a code above 128."""
+    return exit_.return_code is None or exit_.return_code > 128
 
 
 def _excess(limit: str, used: Usage, limits: JobLimits) -> str:

@@ -59,6 +59,8 @@ class Claim:
     network: bool
     secrets: list[str]
     secrets_in_env: bool
+    #: Whether its user may give jobs the network, by now.
+    may_network: bool
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,8 @@ def claimed(places: Sequence[Place]) -> Query[list[Claim]]:
 
     return Query(
         "SELECT id, limits, name, code, shell, args, env, stdin, timeout, retries, retry_delay, network, secrets,"
-        " secrets_in_env FROM job"
-        " WHERE id = ANY(CAST(%(ids)s AS uuid[]))",
+        " secrets_in_env, network AND EXISTS (SELECT FROM user_limits l WHERE l.user_id = job.user_id AND l.network)"
+        " FROM job WHERE id = ANY(CAST(%(ids)s AS uuid[]))",
         {"ids": [str(place.job_id) for place in places]},
         read,
     )

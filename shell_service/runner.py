@@ -370,6 +370,8 @@ class Runner:
         if stay:  # seen twice: no answer to a claim can still be on its way
             logger.warning("giving back %d jobs that nobody here runs", len(stay))
             await self._lose(stay, "the runner lost track of the script; how it ended is not known")
+            for item in stay:
+                self._journal.settled(item.fence)
         self._strangers = strangers
 
     async def _fenced(self, incarnation: uuid.UUID) -> None:

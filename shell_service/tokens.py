@@ -128,7 +128,7 @@ def _granted(caller: Caller, scopes: Sequence[str] | None, role: str) -> list[st
 def _one_more(session: Session, user_id: int, most: int) -> None:
     """Raises `Conflict` where a user has `most` tokens; whoever comes at the same time waits, and counts this one."""
     submissions.lock_user(session, user_id)
-    if session.scalar(select(func.count()).where(Token.user_id == user_id)) >= most:
+    if (session.scalar(select(func.count()).where(Token.user_id == user_id)) or 0) >= most:
         raise Conflict(f"A user may have {most} tokens, expired ones included; revoke one that is not needed.")
 
 

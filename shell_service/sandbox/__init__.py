@@ -7,13 +7,25 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # as type checkers know it; the typing module itself is too large for the launcher
 if TYPE_CHECKING:
-    from .command import Command, Exit, NoNetwork, SandboxError
+    from .command import UNAVAILABLE, Command, Exit, NoNetwork, SandboxError
     from .process import Launcher, Process, kill_leftover
     from .sandbox import Facts, Sandbox
 
-__all__ = ["Command", "Exit", "Facts", "Launcher", "NoNetwork", "Process", "Sandbox", "SandboxError", "kill_leftover"]
+__all__ = [
+    "UNAVAILABLE",
+    "Command",
+    "Exit",
+    "Facts",
+    "Launcher",
+    "NoNetwork",
+    "Process",
+    "Sandbox",
+    "SandboxError",
+    "kill_leftover",
+]
 
 _MODULES = {
+    "UNAVAILABLE": "command",
     "Command": "command",
     "Exit": "command",
     "NoNetwork": "command",

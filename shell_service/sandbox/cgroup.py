@@ -45,8 +45,9 @@ class End:
     """What is known of a job that has ended: the most that it used; processes that it was refused count as wanted."""
 
     used: Usage
-    #: Whether the kernel ended it because of its own limit of memory.
-    out_of_memory: bool
+    #: Whether the kernel ended it because of its own limit of memory, or because there was none left beyond it.
+    over_memory: bool
+    machine_out_of_memory: bool
 
 
 class Groups:
@@ -120,8 +121,8 @@ class Group:
         except FileNotFoundError:  # a kernel before Linux 5.19
             peak = 0
         events = self._fields("memory.events")
-        out_of_memory = events.get("oom", 0) > 0 and events.get("oom_kill", 0) > 0
-        return End(Usage(self._wanted(0), self._cpu_seconds(), peak), out_of_memory)
+        killed, at_limit = events.get("oom_kill", 0) > 0, events.get("oom", 0) > 0
+        return End(Usage(self._wanted(0), self._cpu_seconds(), peak), killed and at_limit, killed and not at_limit)
 
     def _wanted(self, processes: int) -> int:
         refused = self._fields("pids.events").get("max", 0)

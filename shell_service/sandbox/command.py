@@ -74,8 +74,9 @@ class Exit:
     cpu_seconds: float
     #: Of the largest of them. Never below the launcher's own size, some 8 MiB: the kernel counts from before exec.
     peak_memory_bytes: int
-    #: Of all of them, to files and pipes alike; what they change in mapped files does not count.
-    written_bytes: int
+    #: Of all of them, to files and pipes alike; what they change in mapped files does not count. None where their init
+    #: was killed and could not tell.
+    written_bytes: int | None
     #: When the script itself ended, by the monotonic clock; None where its init was killed and could not tell.
     ended_at: float | None = None
     #: Those of its own file systems that had no room left: the size of each in bytes, by its path.

@@ -117,7 +117,7 @@ class Process:
     def finish(self, cpu_seconds: float, peak_memory_bytes: int, lost: bool = False) -> None:
         """Everything is gone. What the init reported of the script counts; without a report, the init was killed."""
         status: int = signal.SIGKILL
-        written_bytes, ended_at = 0, None
+        written_bytes, ended_at = None, None
         with contextlib.suppress(OSError):
             message = self._sock.recv(MAX_MESSAGE)
             if message[:1] == REPORT:

@@ -10,6 +10,7 @@ import pytest
 from shell_service.limits import NAMES, SIZES
 from tests.client import Answer, Api, Person, new_person
 from tests.stack import Stack
+from tests.waiting import eventually
 
 MIB = 2**20
 LATER = {"code": "true", "delay": 3600}
@@ -184,6 +185,19 @@ def test_rerun_is_looked_at_as_a_whole(admin: Api, person: Callable[..., Person]
     owner.api.post("/api/jobs/cancel", {}).data  # noqa: B018
     assert set_limits(admin, owner, network=None)["network"] is False
     assert "administrator" in refused(owner.api, {}, 403, path).body["message"]
+
+
+def test_who_may_not_use_the_network_any_more_has_no_job_left_that_does(
+    admin: Api, person: Callable[..., Person]
+) -> None:
+    owner = person(network=True, max_running=0)
+    waiting = [owner.api.submit(network=network, retries=3) for network in (True, False)]
+    set_limits(admin, owner, network=False)
+    set_limits(admin, owner, max_running=2)
+    eventually(lambda: all(owner.api.job(job["id"])["finished_at"] for job in waiting))
+    outward, plain = (owner.api.job(job["id"]) for job in waiting)
+    assert (outward["status"], outward["attempt"], plain["status"]) == ("FAILED", 1, "COMPLETED")
+    assert "an administrator can allow it" in outward["reason"]
 
 
 def test_an_administrator_is_a_user_like_others_here(admin: Api) -> None:

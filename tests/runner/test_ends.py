@@ -41,13 +41,28 @@ def end(code: int | None = None, number: int | None = None, **known: Any) -> tup
         ),
         (
             end(1, used=Usage(memory=GiB * 6 // 5)),
-            ("OUT_OF_MEMORY", "exit code 1; 1.2 GiB of memory used, 1 GiB allowed"),
+            ("FAILED", "exit code 1; 1.2 GiB of memory used, 1 GiB allowed"),
         ),
+        (
+            end(None, signal.SIGSEGV, used=Usage(memory=GiB * 6 // 5)),
+            ("OUT_OF_MEMORY", "killed by SIGSEGV from inside; 1.2 GiB of memory used, 1 GiB allowed"),
+        ),
+        (end(None, 40), ("FAILED", "killed by SIGRTMIN+6 from inside")),
+        (end(None, 32), ("FAILED", "killed by SIGRTMIN-2 from inside")),
+        (end(None, 64), ("FAILED", "killed by SIGRTMAX from inside")),
         (end(0, used=Usage(memory=2 * GiB)), ("COMPLETED", "exit code 0")),
         (end(1, used=Usage(memory=GiB)), ("FAILED", "exit code 1")),
         (
             end(None, XCPU, used=Usage(cpu_seconds=11.5)),
             ("TIMEOUT", "killed by SIGXCPU from inside; 11.5 s of processor time used, 10 s allowed"),
+        ),
+        (
+            end(128 + XCPU, used=Usage(cpu_seconds=11.5)),
+            ("TIMEOUT", "exit code 152; 11.5 s of processor time used, 10 s allowed"),
+        ),
+        (
+            end(1, used=Usage(cpu_seconds=11.5)),
+            ("FAILED", "exit code 1; 11.5 s of processor time used, 10 s allowed"),
         ),
         (end(None, XCPU, used=Usage(cpu_seconds=1)), ("FAILED", "killed by SIGXCPU from inside")),
         (end(2, used=Usage(processes=70)), ("FAILED", "exit code 2; 70 processes wanted, 64 allowed")),
