@@ -112,18 +112,21 @@ def seconds_until_started(job: dict[str, Any]) -> float:
 
 def within(stack: Stack) -> list[int]:
     """The processes of all jobs of a service, their inits among them."""
-    parents = {}
+    parents, others = {}, set()
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+            front, _, fields = path.read_text().rpartition(")")
         except OSError:
             continue  # it has ended
+        parents[int(path.parent.name)] = int(fields.split()[1])
+        if front.endswith("(slirp4netns"):  # the network of a launcher
+            others.add(int(path.parent.name))
     runner = stack.pids()["runner_00"]
     launchers = {pid for pid, parent in parents.items() if parent == runner}
     found, more = set[int](), launchers
     while more := {pid for pid, parent in parents.items() if parent in more}:
         found |= more
-    return sorted(found)
+    return sorted(found - others)
 
 
 def pid_of(mark: str) -> int:
