@@ -75,7 +75,7 @@ def write(entries: Sequence[Entry]) -> Query[None]:
     )
 
 
-def by_operator(session: Session, action: str, name: str, detail: Mapping[str, Any]) -> None:
+def by_operator(session: Session, action: str, name: str | None, detail: Mapping[str, Any]) -> None:
     """Write of something that is done at the machine itself, without the API."""
     write([Entry(action, name, username=OPERATOR, detail=detail)]).on(session)
 

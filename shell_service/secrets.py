@@ -29,7 +29,7 @@ from baselayer.database import Database
 from baselayer.errors import Conflict, NotFound
 from baselayer.fields import rfc3339
 from baselayer.waiting import insist
-from shell_service import submissions
+from shell_service import audit, submissions
 from shell_service.models import Secret
 from shell_service.queue import Claim
 
@@ -171,6 +171,8 @@ def rotate(engine: sqlalchemy.Engine, path: Path) -> tuple[int, int]:
         if not rows:
             break
         last = rows[-1].id
+    with Session(engine) as session, session.begin():
+        audit.by_operator(session, "secret.rotate", None, {"sealed": sealed, "broken": broken})
     _write(path, keys[:1])
     return sealed, broken
 

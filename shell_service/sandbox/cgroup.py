@@ -155,6 +155,8 @@ def claim(name: str, mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/pr
         for parent in (base, folder):
             parent.mkdir(exist_ok=True)
             _write(parent / "cgroup.subtree_control", " ".join(f"+{controller}" for controller in _CONTROLLERS))
+        if not (folder / "cgroup.kill").exists():
+            raise NotDelegated("control groups need Linux 5.14 or newer")
         return Groups(folder)
     except OSError as error:
         raise NotDelegated(f"the control group cannot be used: {error}") from error

@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import os
 import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator
 
 from .slirp import BLOCKED, RESOLVER
+
+logger = logging.getLogger(__name__)
 
 # linux/rtnetlink.h
 _RTMGRP_IPV4_IFADDR = 0x10
@@ -31,6 +34,9 @@ _INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter
 _LOAD_WORD, _LOAD_HALF, _LOAD_BYTE, _LOAD_HALF_X, _LOAD_HEADER_LENGTH = 0x20, 0x28, 0x30, 0x48, 0xB1
 _AND, _JUMP_EQUAL, _JUMP_SET, _RETURN = 0x54, 0x15, 0x45, 0x06
 _ALL, _NOTHING = 0xFFFFFFFF, 0
+#: The program that lets nothing out.
+CLOSED = _INSTRUCTION.pack(_RETURN, 0, 0, _NOTHING)
+_RETRY = 1.0  # seconds after which the host's addresses are asked for again
 
 # Offsets in a frame.
 _ETHERTYPE, _IP, _FRAGMENT, _PROTOCOL, _DESTINATION = 12, 14, 20, 23, 30
@@ -125,11 +131,20 @@ class Network:
         asyncio.get_running_loop().remove_reader(self._socket.fileno())
         self._socket.close()
 
+    def _look_again(self) -> None:
+        if self._socket.fileno() >= 0:  # it has not been closed
+            self._look()
+
     def _look(self) -> None:
         with contextlib.suppress(OSError):  # none left; or too many were, and some are lost
             while True:
                 self._socket.recv(1 << 16)
-        frames = filter_of(own_addresses())
+        try:
+            frames = filter_of(own_addresses())
+        except OSError as error:
+            logger.error("this host's addresses are not known, so jobs reach nothing: %s", error)
+            frames = CLOSED
+            asyncio.get_running_loop().call_later(_RETRY, self._look_again)
         if frames != self.frames:
             self.frames = frames
             self._changed()

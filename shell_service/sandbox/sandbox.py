@@ -98,22 +98,25 @@ class Sandbox:
     async def self_test(self, limits: JobLimits) -> str | None:
         """None if sandboxes can be made here and their walls stand, else a sentence for the operator.
 
-        `limits` are what the test itself may use: those of a job that asks for none. The first test also decides
-        whether users have uids of their own: nobody who had one loses it later.
+        `limits` are what the test itself may use: those of a job that asks for none. Until it has succeeded once, it
+        also decides whether users have uids of their own: nobody who had one loses it later.
         """
+        if not self._tested:
+            await self._test_uids()
         found = await self._test(limits)
-        if found and not self._tested and isinstance(self._uids, uids.Subordinate):
-            separate, self._uids = self._uids, uids.Shared()
-            self._end(0, network=False)
-            reason, found = found[0], await self._test(limits)
-            if found:  # it was not for the uids
-                self._uids = separate
-                self._end(0, network=False)
-            else:
-                logger.warning("jobs of all users share this uid: %s", reason)
-        self._tested = True
+        self._tested = self._tested or not found
         self._missing = found[1] if found else None
         return found[0] if found else None
+
+    async def _test_uids(self) -> None:
+        try:
+            await self.prepare(0)
+        except uids.NotMapped as error:
+            logger.warning("jobs of all users share this uid: %s", error.detail)
+            self._uids = uids.Shared()
+            self._end(0, network=False)
+        except SandboxError:
+            pass  # for another reason, which the test of all will tell
 
     async def _test(self, limits: JobLimits) -> tuple[str, str] | None:
         if taken := self._uids.problem():

@@ -88,6 +88,10 @@ class Subordinate:
         return None
 
 
+class NotMapped(SandboxError):
+    """This machine refuses to map a subordinate id."""
+
+
 @dataclass(frozen=True)
 class Shared:
     """Where the runner is an ordinary user with nothing to give away: its own."""
@@ -138,7 +142,7 @@ def _run(*argv: str) -> None:
         subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE, check=True, env={})
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip()
-        raise SandboxError(UNAVAILABLE, f"{argv[0]}: {said}") from error
+        raise NotMapped(UNAVAILABLE, f"{argv[0]}: {said}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SandboxError(UNAVAILABLE, f"{argv[0]}: {error}") from error
 

@@ -69,7 +69,7 @@ def open_files(stack: Stack) -> int:
 
 def control_groups() -> set[str]:
     """Control groups of this host's jobs."""
-    return {str(path) for path in Path("/sys/fs/cgroup").rglob("*job*") if path.is_dir()}
+    return {str(path) for path in Path("/sys/fs/cgroup").rglob("runner_*-*/*") if path.is_dir()}
 
 
 def temporary(stack: Stack) -> set[str]:

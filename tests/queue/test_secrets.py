@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from baselayer.access import Caller
 from baselayer.config import ConfigError
 from baselayer.database import Database
-from shell_service import secrets
+from shell_service import audit, secrets
 from shell_service.queue import Claim
 from shell_service.secrets import Broken, Keyring, new_key
 from tests.database import Transactions
@@ -163,6 +163,8 @@ def test_a_new_key_seals_all_and_the_old_one_is_gone(transact: Transactions, key
     transact(store)
     before = transact.sql("SELECT name, created_at, modified FROM secret ORDER BY name")
     assert secrets.rotate(transact.engine, key_file) == (250, 0)
+    (entry,) = transact.sql("SELECT username, detail FROM audit WHERE action = 'secret.rotate'")
+    assert tuple(entry) == (audit.OPERATOR, {"sealed": 250, "broken": 0})
     assert key_file.read_bytes() != old and len(key_file.read_bytes().split()) == 1
     assert key_file.stat().st_mode & 0o777 == 0o600
     assert opened(transact, key_file, user) == [value.encode() for value in values]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import ipaddress
@@ -178,6 +179,30 @@ def test_a_host_with_many_addresses() -> None:
 
 def test_the_hosts_addresses_are_known() -> None:
     assert ipaddress.IPv4Address("127.0.0.1") in network.own_addresses()
+
+
+def test_while_the_hosts_addresses_are_not_known_nothing_is_let_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        changed = asyncio.Event()
+        watcher = network.Network(changed.set)
+        before = watcher.frames
+
+        def away() -> set[ipaddress.IPv4Address]:
+            raise OSError("no buffer space available")
+
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(network, "own_addresses", away)
+                watcher._look()
+                assert (watcher.frames, changed.is_set()) == (network.CLOSED, True)
+                changed.clear()
+            async with asyncio.timeout(10):
+                await changed.wait()
+            assert watcher.frames == before
+        finally:
+            watcher.close()
+
+    asyncio.run(main())
 
 
 # -- apart -------------------------------------------------------------------------------------------------------------
