@@ -82,10 +82,21 @@ class Attempt:
         self._secrets: Mapping[str, bytes] = {}
         self._process: Process | None = None
         self._group: Group | None = None
+        self._watch: Watch | None = None
         self._captures: tuple[Capture, ...] = ()
         self._began: float | None = None
         self._ending: tuple[Ending, float] | None = None  # what a signal of ours stands for, and when it was sent
         self._timers: list[asyncio.TimerHandle] = []
+
+    @property
+    def user_id(self) -> int:
+        """Whose job it is."""
+        return self.claim.user_id
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it used when it was last looked at."""
+        return self._watch.now.memory if self._watch else 0
 
     async def run(self, mark_started: Callable[[Fenced], Awaitable[bool]]) -> Result | None:
         """Run the job; return how it ended, or None when its script never began and may be given back.
@@ -169,7 +180,7 @@ class Attempt:
         except OSError as error:
             raise NotBegun(f"the start could not be noted: {error.strerror}") from error
         means.failpoints.reach("runner.journaled")
-        watch = self._watch(process)
+        watch = self._watch = self._watched(process)
         kills = means.memory.kills()
         self._began = time.monotonic()
         process.go()
@@ -191,7 +202,7 @@ class Attempt:
         means.failpoints.reach("runner.result")
         return result
 
-    def _watch(self, process: Process) -> Watch:
+    def _watched(self, process: Process) -> Watch:
         def on_passed(limit: str, used: Usage) -> None:
             ending = ends.passed(limit, used, self.claim.limits)
             if ending[0] == "TIMEOUT":  # as with its other limit of time it may clean up

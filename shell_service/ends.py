@@ -48,6 +48,12 @@ def passed(limit: str, used: Usage, limits: JobLimits) -> Ending:
     return _WORDS[limit][0], f"stopped: {_excess(limit, used, limits)}"
 
 
+def most_of_all(memory: int) -> Ending:
+    """The end of a job that had to go as all together needed more memory than there is."""
+    used = said("memory", memory)
+    return "OUT_OF_MEMORY", f"stopped: the machine's memory was short, and this job used most of it, {used}"
+
+
 def by_itself(known: Known) -> Ending:
     """The end of a job that nobody stopped, but maybe the kernel."""
     exit_, limits, used = known.exit, known.limits, known.used

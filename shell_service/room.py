@@ -30,9 +30,13 @@ class Memory:
     def __init__(self) -> None:
         self._state, self._events = (os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in (_STATE, _EVENTS))
 
+    def lacking(self, least: int) -> int:
+        """How many bytes fewer than `least` programs could still take."""
+        return max(0, least - _number(self._state, b"\nMemAvailable:") * 1024)
+
     def shortage(self, least: int) -> str | None:
         """None if programs could still take `least` bytes, else a sentence for the operator."""
-        if _number(self._state, b"\nMemAvailable:") * 1024 < least:
+        if self.lacking(least):
             return f"The machine's memory is nearly full: fewer than {least} bytes are left (runner.min_free_memory)."
         return None
 

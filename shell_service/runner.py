@@ -23,7 +23,7 @@ from baselayer.database import Database
 from baselayer.failpoint import FailPoints
 from baselayer.listener import Listener
 from baselayer.waiting import insist, repeat, wait_for
-from shell_service import ends, liveness, queue, room, users
+from shell_service import ends, liveness, queue, relief, room, users
 from shell_service.attempt import Attempt, Means, NotBegun
 from shell_service.journal import Journal
 from shell_service.output import OutputStore
@@ -95,6 +95,7 @@ class Runner:
         self._problem: str | None = "The sandbox has not been tested yet."  # why nothing can be run, by the last test
         self._crowd: str | None = None  # that there are users who have to be kept apart, and no walls
         self._said: str | None = None  # the obstacle that was last logged
+        self._short = False  # whether memory was short at the last heartbeat
         self._network_tested = 0.0
         self._draining = False
         self._started = Batcher(self._flush_started, max_items=64)
@@ -238,6 +239,15 @@ class Runner:
                 logger.info("jobs are taken again")
         return obstacle
 
+    def _relieve(self) -> None:
+        """End a job where the machine's memory has been short for two heartbeats."""
+        lacking = self._memory.lacking(self._settings.runner.min_free_memory)
+        attempt = relief.choose(self._attempts.values(), lacking) if self._short else None
+        self._short = lacking > 0
+        if attempt:
+            logger.warning("job %s: ended, as memory is short and it has most", attempt.claim.job_id.hex)
+            attempt.kill(ends.most_of_all(attempt.memory))
+
     # -- claims ----------------------------------------------------------------------------------------------------
 
     def _listener(self) -> Listener:
@@ -348,6 +358,7 @@ class Runner:
         incarnation = self._incarnation
         state = "draining" if self._draining else "live"
         await self._look_for_users()
+        self._relieve()
         news = (self._look_for_obstacles(), state, self._facts())
         if await self._database.run(liveness.beat, self._id, incarnation, *news):
             await self._reconcile()

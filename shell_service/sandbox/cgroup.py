@@ -108,9 +108,11 @@ class Group:
         _write(self._folder / "cgroup.procs", str(pid))
 
     def read(self, enough: int = 0) -> Usage:
-        """What they use now, but for memory, which is the kernel's; processes that it refused count as wanted."""
+        """What they use now; processes that the kernel refused count as wanted."""
         try:
-            return Usage(self._wanted(self._number("pids.current") - 1), self._cpu_seconds())
+            memory = self._fields("memory.stat")
+            held = memory["anon"] + memory["shmem"]  # what is cached of files counts for the limit, too, but can go
+            return Usage(self._wanted(self._number("pids.current") - 1), self._cpu_seconds(), held)
         except OSError:  # it has been removed
             return Usage()
 

@@ -81,7 +81,7 @@ class Watch:
         limits: JobLimits,
         on_passed: Callable[[str, Usage], None],
     ) -> None:
-        self.most = Usage()
+        self.now = self.most = Usage()
         self._thread, self._source, self._limits, self._on_passed = thread, source, limits, on_passed
         self._task: asyncio.Task[None] | None = None
         self._timer = asyncio.get_running_loop().call_later(_FIRST, self._begin)
@@ -104,7 +104,7 @@ class Watch:
             except Exception:  # never expected; a job must not go unwatched for it
                 logger.exception("looking at a job")
                 usage, cost = last, 0.0
-            self.most = self.most.most(usage)
+            self.now, self.most = usage, self.most.most(usage)
             if name := usage.passed(self._limits):
                 return self._on_passed(name, usage)
             now = time.monotonic()
