@@ -15,6 +15,7 @@ from shell_service.sandbox.gauge import Usage
 Ending = tuple[str, str]  # a job's status, and the reason for it
 
 STOPPED: Ending = ("NODE_FAIL", "the runner was stopped while the script ran")
+UNSEEN: Ending = ("FAILED", "stopped: too many processes, open files and mappings to see how much memory they use")
 NOT_OURS: Ending = ("NODE_FAIL", "the job was given to others")
 CANCELLED: Ending = ("CANCELLED", "cancelled")
 
@@ -44,7 +45,9 @@ def timed_out(timeout: float) -> Ending:
 
 
 def passed(limit: str, used: Usage, limits: JobLimits) -> Ending:
-    """The end of a job that was stopped because it passed this limit."""
+    """The end of a job that was stopped because it passed this limit, or takes too many looks."""
+    if limit == "looks":
+        return UNSEEN
     return _WORDS[limit][0], f"stopped: {_excess(limit, used, limits)}"
 
 

@@ -3,6 +3,9 @@
 Where the kernel does not hold a limit for a job as a whole, the runner looks. One thread looks at all jobs; one that
 lives for less than 50 ms costs nothing. A job can be over its limit between two looks, which are therefore the closer
 together the sooner it could get there.
+
+No job can keep the others waiting: who has much to look at is looked at by a part at a time, and the others in between.
+What a job is bound to have is found soon in each look; who has so much that the rest is not found in time is ended.
 """
 
 from __future__ import annotations
@@ -22,6 +25,9 @@ logger = logging.getLogger(__name__)
 _FIRST = 0.05  # seconds until the first look
 _SHORTEST, _LONGEST = 0.01, 0.2  # seconds between looks, as long as a look takes little
 _SHARE = 0.05  # of a processor that looks at one job may take
+_HURRY = 0.25  # the same, while not all of it has been seen
+#: Seconds of processor time within which all of a job must have been seen, as half a million open files can be.
+PATIENCE = 3.0
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class Usage:
     processes: int = 0
     cpu_seconds: float = 0.0
     memory: int = 0
+    #: Seconds for which it has been looked at without having seen all of its memory: it may be more.
+    unseen: float = 0.0
 
     def most(self, other: Usage) -> Usage:
         """The larger of each."""
@@ -41,19 +49,24 @@ class Usage:
         )
 
     def passed(self, limits: JobLimits) -> str | None:
-        """The name of a limit that this is beyond."""
+        """The name of a limit that this is beyond; "looks" if it takes too long to tell."""
         if self.memory > limits.memory:
             return "memory"
         if self.processes > limits.processes:
             return "processes"
-        return "cpu_seconds" if self.cpu_seconds >= limits.cpu_seconds else None
+        if self.cpu_seconds >= limits.cpu_seconds:
+            return "cpu_seconds"
+        return "looks" if self.unseen > PATIENCE else None
 
 
 class Source(Protocol):
     """Something that can tell what a job uses."""
 
     def read(self, enough: int) -> Usage:
-        """What it uses now; where it takes effort to tell exactly, that is made for more memory than `enough`."""
+        """What it uses now; where it takes effort to tell exactly, that is made for more memory than `enough`.
+
+        It takes tens of milliseconds at most: as long as the answer's `unseen` is not 0, the next look goes on there.
+        """
 
 
 class Gauge:
@@ -110,7 +123,7 @@ class Watch:
             now = time.monotonic()
             wish = min(_LONGEST, _until(self._limits, last, usage, now - before) / 2)
             last, before = usage, now
-            await asyncio.sleep(max(_SHORTEST, wish, cost / _SHARE))
+            await asyncio.sleep(max(_SHORTEST, wish, cost / (_HURRY if usage.unseen else _SHARE)))
 
 
 def _read(source: Source, enough: int) -> tuple[Usage, float]:

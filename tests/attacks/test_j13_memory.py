@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from pathlib import Path
 
-from tests.attacks.jobs import ended, findings, submit
+from tests.attacks.jobs import ended, findings, running, submit
 from tests.attacks.tools import memory_of
 from tests.client import Person
 from tests.database import Transactions
@@ -56,6 +57,17 @@ def write(path, count):
             file.write(b"x" * MiB)
 """
 
+# Hundreds of thousands of open files, each of which could be one in memory.
+CROWD = """
+import os, time
+kept = [os.open("/dev/null", os.O_RDONLY) for n in range(4000)]
+for n in range(100):
+    if not os.fork():
+        time.sleep(100)
+print("up", flush=True)
+time.sleep(100)
+"""
+
 
 def test_it_is_ended_for_that(stack: Stack, alice: Person, bob: Person) -> None:
     before, size = stack.pids(), memory_of(stack, "runner", "app")
@@ -70,6 +82,16 @@ def test_it_is_ended_for_that(stack: Stack, alice: Person, bob: Person) -> None:
     assert bob.api.submit("echo fine", wait=5)["status"] == "COMPLETED"
     assert stack.pids() == before
     assert memory_of(stack, "runner", "app") - size < 16 * MiB
+
+
+def test_who_has_much_to_look_at_hides_nobody_else(alice: Person, bob: Person) -> None:
+    bomb = f"{BEGIN}{BOMBS['its own']}\ntime.sleep(100)"
+    with running(alice, CROWD, shell="python", limits={"open_files": 4096, "processes": 128}):
+        for _ in range(2):
+            time.sleep(0.2)
+            record = ended(bob, submit(bob, bomb, limits={"memory": MEMORY}))
+            assert record["status"] == "OUT_OF_MEMORY"
+            assert record["wall_seconds"] < 1.5
 
 
 def test_what_is_allowed_can_be_had(alice: Person) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
+from shell_service.sandbox.gauge import Usage
 from shell_service.sandbox.tree import Tree
 from tests.waiting import eventually
 
@@ -54,12 +56,20 @@ def tree(program: str, dots: int) -> Iterator[Tree]:
         process.stdout.close()
 
 
+def all_seen(found: Tree, enough: int = 0) -> Usage:
+    """What it uses, when it has been looked at as often as that takes."""
+    for _ in range(200):
+        if not (usage := found.read(enough)).unseen:
+            return usage
+    raise AssertionError(f"not all seen after {usage.unseen} s")
+
+
 def memory(program: str, dots: int, enough: int = 0) -> float:
     """MiB that it uses beyond what so many idle children use."""
     with tree("\n".join(["fork(lambda: 0)"] * dots), dots) as idle:
-        least = idle.read(enough).memory
+        least = all_seen(idle, enough).memory
     with tree(program, dots) as found:
-        return (found.read(enough).memory - least) / MiB
+        return (all_seen(found, enough).memory - least) / MiB
 
 
 COPIES = "def copies():\n    private(64 * MiB)\n    for _ in range(3): fork(lambda: 0)\nfork(copies)"
@@ -90,6 +100,46 @@ CHANGED = MAPPED.replace("64 * MiB);", "64 * MiB, mmap.MAP_PRIVATE);")
 )
 def test_memory_is_counted_once(program: str, dots: int, expected: int) -> None:
     assert expected * 0.97 < memory(program, dots) < expected * 1.1
+
+
+OPEN_FILES = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (4100, 4100))
+kept = [os.open("/dev/null", os.O_RDONLY) for _ in range(4000)]
+for _ in range(39):
+    fork(lambda: 0)
+"""
+MAPPINGS = """
+descriptor = file(8192)
+kept = [mmap.mmap(descriptor, 4096, offset=number % 2 * 4096) for number in range(500)]
+for area in kept:
+    area[0]
+for _ in range(39):
+    fork(lambda: [area[0] for area in kept])
+"""
+MUCH = {"open files": OPEN_FILES, "mappings": MAPPINGS}
+
+
+@pytest.mark.parametrize("program", MUCH.values(), ids=MUCH)
+def test_no_look_takes_long_and_all_is_seen_by_and_by(program: str) -> None:
+    """A tenth of what it would take at once. What one process has for itself is seen in the first look."""
+    with tree(f"{program}\ndef last(): private(32 * MiB); file(64 * MiB)\nfork(last)", 40) as found:
+        looks = list(looks_at(found))
+    assert max(seconds for _, seconds in looks) < 0.06
+    assert len(looks) > 5
+    first, last = looks[0][0], looks[-1][0]
+    assert first.memory > 32 * MiB
+    assert 96 * MiB < last.memory < 144 * MiB  # of each of the others some, too
+
+
+def looks_at(found: Tree) -> Iterator[tuple[Usage, float]]:
+    """Looks until all is seen; with each, how many seconds of processor time it took."""
+    for _ in range(200):
+        began = time.thread_time()
+        usage = found.read(0)
+        yield usage, time.thread_time() - began
+        if not usage.unseen:
+            break
 
 
 def test_threads_and_orphans_count() -> None:
