@@ -16,10 +16,10 @@ from collections.abc import Collection, Generator, Iterator, Sequence
 
 from . import shares
 from .gauge import Usage
+from .processor import ProcessorTime
 
 _MOST = 10_000  # processes and threads that are counted
 _SLICE = 0.02  # seconds of processor time for which a look goes on, if counting the processes did not take longer
-_TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 
 class Tree:
@@ -31,6 +31,7 @@ class Tree:
         """
         self._init = init
         self._file_systems = file_systems
+        self._processor_time = ProcessorTime(init)
         self._living = frozenset[int]()
         self._look: Generator[int, None, int] | None = None  # what is to be gone on with
         self._at_least = 0  # bytes, as far as that look got
@@ -45,7 +46,7 @@ class Tree:
         began = time.thread_time()
         processes, tasks = self._processes()
         self._living = frozenset(processes)
-        cpu = _cpu_seconds(self._init, own=False) + sum(map(_cpu_seconds, processes))
+        cpu = self._processor_time.read(processes)
         memory = self._go_on(processes, enough, max(_SLICE, time.thread_time() - began))
         if memory is None:
             private = max((shares.held(pid).private for pid in processes), default=0)
@@ -91,7 +92,7 @@ class Tree:
         return (pid for pid in processes if pid in self._living)
 
     def _processes(self) -> tuple[list[int], int]:
-        """The pids, and how many processes and threads there are."""
+        """The pids, parents before their children, and how many processes and threads there are."""
         found, tasks, parents = list[int](), 0, [self._init]
         while parents and tasks < _MOST:
             parent = parents.pop()
@@ -119,15 +120,6 @@ class Tree:
             with contextlib.suppress(OSError):
                 found.add(os.fstat(descriptor).st_dev)
         return found
-
-
-def _cpu_seconds(pid: int, own: bool = True) -> float:
-    """Of this process, if `own`, and of its children that have ended and were waited for."""
-    try:
-        fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
-    except OSError:
-        return 0.0
-    return sum(map(int, fields[11 if own else 13 : 15])) * _TICK  # utime, stime, cutime, cstime of proc(5)
 
 
 def _read(path: str) -> bytes:

@@ -112,6 +112,27 @@ def test_processor_time_of_all(site: Site) -> None:
     assert 0.5 <= job.cpu_seconds < 1.5
 
 
+def test_processor_time_of_those_that_nobody_waits_for(site: Site) -> None:
+    """The kernel adds their time to no parent's."""
+    code = """
+import os, signal, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for _ in range(20):
+    child = os.fork()
+    if not child:
+        while time.process_time() < 0.4:
+            pass
+        os._exit(0)
+    try:
+        os.waitpid(child, 0)
+    except ChildProcessError:
+        pass
+"""
+    job = site.run(code, shell="python", limits={"cpu_seconds": 1})
+    assert (job.status, job.reason[:9]) == ("TIMEOUT", "stopped: ")
+    assert 1 <= job.cpu_seconds < 2
+
+
 def test_processor_time_gives_a_chance_to_clean_up(site: Site) -> None:
     job = site.run("trap 'echo cleaned; exit 5' TERM; while :; do :; done", limits={"cpu_seconds": 0.3})
     assert (job.status, job.return_code, site.output(job)) == ("TIMEOUT", 5, b"cleaned\n")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -41,19 +42,28 @@ def file(size):
 
 
 @contextmanager
-def tree(program: str, dots: int) -> Iterator[Tree]:
-    """The children of a process that runs this program, when so many of them are done."""
+def looking(program: str) -> Iterator[tuple[subprocess.Popen[bytes], Tree]]:
+    """A process that runs this program, and its children."""
     process = subprocess.Popen(
         [sys.executable, "-c", f"{START}\n{program}\ntime.sleep(60)"], stdout=subprocess.PIPE, start_new_session=True
     )
     assert process.stdout
     try:
-        assert len(process.stdout.read(dots)) == dots
-        yield Tree(process.pid, [])
+        yield process, Tree(process.pid, [])
     finally:
-        os.killpg(process.pid, 9)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, 9)
         process.wait()
         process.stdout.close()
+
+
+@contextmanager
+def tree(program: str, dots: int) -> Iterator[Tree]:
+    """The children of a process that runs this program, when so many of them are done."""
+    with looking(program) as (process, found):
+        assert process.stdout
+        assert len(process.stdout.read(dots)) == dots
+        yield found
 
 
 def all_seen(found: Tree, enough: int = 0) -> Usage:
@@ -132,6 +142,21 @@ def test_no_look_takes_long_and_all_is_seen_by_and_by(program: str) -> None:
     assert 96 * MiB < last.memory < 144 * MiB  # of each of the others some, too
 
 
+def test_who_maps_his_memory_over_and_over_is_not_asked_for_his_share() -> None:
+    """It would take the kernel seconds in a single call. All that he has mapped counts instead."""
+    program = """
+def over_and_over():
+    global kept
+    descriptor = file(32 * MiB)
+    kept = [mmap.mmap(descriptor, 32 * MiB, flags=mmap.MAP_SHARED | 0x8000) for _ in range(40)]  # MAP_POPULATE
+fork(over_and_over)
+"""
+    with tree(program, 1) as found:
+        looks = list(looks_at(found))
+    assert max(seconds for _, seconds in looks) < 0.06
+    assert looks[-1][0].memory > 40 * 32 * MiB
+
+
 def looks_at(found: Tree) -> Iterator[tuple[Usage, float]]:
     """Looks until all is seen; with each, how many seconds of processor time it took."""
     for _ in range(200):
@@ -182,6 +207,78 @@ fork(burnt)
 """
     with tree(program, 1) as found:
         assert 1.4 < found.read(0).cpu_seconds < 1.9
+
+
+def test_processor_time_counts_of_those_that_nobody_waits_for() -> None:
+    program = """
+import signal
+def ignore():
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for _ in range(4):
+        child = os.fork()
+        if not child:
+            while time.process_time() < 0.3:
+                pass
+            os._exit(0)
+        try:
+            os.waitpid(child, 0)
+        except ChildProcessError:
+            pass
+if not os.fork():
+    ignore()
+    done()
+"""
+    with looking(program) as (process, found):
+        used = 0.0
+        while not select.select([process.stdout], [], [], 0.02)[0]:
+            used = max(used, found.read(1 << 40).cpu_seconds)
+    assert 0.9 < used < 1.3
+
+
+STORM = """
+import ctypes, random
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER, as inits are
+def burn():
+    end = time.process_time() + random.random() * 0.03
+    while time.process_time() < end:
+        pass
+def some(depth):
+    burn()
+    for _ in range(random.randrange(4) if depth else 0):
+        if not os.fork():
+            some(depth - 1)
+            os._exit(0)
+        if random.random() < 0.7:
+            os.wait()
+for number in range(12):
+    random.seed(number)
+    if not os.fork():
+        some(3)
+        os._exit(0)
+    burn()
+    try:
+        while os.waitpid(-1, os.WNOHANG if number % 3 else 0)[0]:
+            pass
+    except ChildProcessError:
+        pass
+os.write(1, b".")
+try:
+    while True:
+        os.wait()
+except ChildProcessError:
+    os._exit(0)
+"""
+
+
+def test_processor_time_never_counts_twice() -> None:
+    """Of parents and children who end, in every order, while they are looked at."""
+    with looking(STORM) as (process, found):
+        used = [found.read(1 << 40).cpu_seconds]
+        while not os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            used.append(found.read(1 << 40).cpu_seconds)
+        _, _, of_all = os.wait4(process.pid, 0)
+    assert used == sorted(used)
+    assert 0.1 < used[-1] < of_all.ru_utime + of_all.ru_stime
 
 
 def test_what_has_ended_uses_nothing() -> None:
