@@ -116,6 +116,9 @@ class Group:
         except OSError:  # it has been removed
             return Usage()
 
+    def forget(self) -> None:
+        """A look leaves nothing open."""
+
     def end(self) -> End:
         """To be asked when everything in it has ended."""
         try:

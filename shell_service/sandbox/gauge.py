@@ -11,6 +11,7 @@ What a job is bound to have is found soon in each look; who has so much that the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -68,6 +69,9 @@ class Source(Protocol):
         It takes tens of milliseconds at most: as long as the answer's `unseen` is not 0, the next look goes on there.
         """
 
+    def forget(self) -> None:
+        """There will be no next look: lets go of what an unfinished one has open."""
+
 
 class Gauge:
     """The thread that looks."""
@@ -104,6 +108,8 @@ class Watch:
         self._timer.cancel()
         if self._task:
             self._task.cancel()
+        with contextlib.suppress(RuntimeError):  # the thread has ended
+            self._thread.submit(self._source.forget)  # after a look that is under way
 
     def _begin(self) -> None:
         self._task = asyncio.create_task(self._look())

@@ -53,6 +53,11 @@ class Tree:
             memory = max(self._at_least, self._stored() + private)
         return Usage(tasks, cpu, memory, self._unseen)
 
+    def forget(self) -> None:
+        """Lets go of what an unfinished look has open."""
+        if self._look:
+            self._look.close()
+
     def _go_on(self, processes: Sequence[int], enough: int, seconds: float) -> int | None:
         """Goes on with a look, or begins one; what it has found when it is at its end."""
         until = time.thread_time() + seconds

@@ -30,6 +30,9 @@ class Endless:
         self.unseen += 0.02
         return Usage(1, 0.0, 50, self.unseen)
 
+    def forget(self) -> None:
+        self.unseen = 0.0
+
 
 class Bomb:
     """A job that uses what it is told to, at one look after the other."""
@@ -39,6 +42,9 @@ class Bomb:
 
     def read(self, enough: int) -> Usage:
         return next(self._usages)
+
+    def forget(self) -> None:
+        pass
 
 
 async def passed(source: Source, of_all: Gauge) -> tuple[str, Usage]:

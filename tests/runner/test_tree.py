@@ -142,6 +142,16 @@ def test_no_look_takes_long_and_all_is_seen_by_and_by(program: str) -> None:
     assert 96 * MiB < last.memory < 144 * MiB  # of each of the others some, too
 
 
+@pytest.mark.parametrize("program", MUCH.values(), ids=MUCH)
+def test_a_look_that_nobody_goes_on_with_leaves_nothing_open(program: str) -> None:
+    before = os.listdir("/proc/self/fd")
+    with tree(program, 39) as found:
+        for _ in range(3):
+            assert found.read(0).unseen
+        found.forget()
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_who_maps_his_memory_over_and_over_is_not_asked_for_his_share() -> None:
     """It would take the kernel seconds in a single call. All that he has mapped counts instead."""
     program = """
