@@ -20,6 +20,7 @@ from .processor import ProcessorTime
 
 _MOST = 10_000  # processes and threads that are counted
 _SLICE = 0.02  # seconds of processor time for which a look goes on, if counting the processes did not take longer
+_WAIT = 0.1  # seconds for which it goes on at most: who maps and forks all the time keeps the kernel from answering
 
 
 class Tree:
@@ -60,12 +61,12 @@ class Tree:
 
     def _go_on(self, processes: Sequence[int], enough: int, seconds: float) -> int | None:
         """Goes on with a look, or begins one; what it has found when it is at its end."""
-        until = time.thread_time() + seconds
+        until, at_last = time.thread_time() + seconds, time.monotonic() + _WAIT
         if self._look is None:
             self._look, self._at_least = self._memory(processes, enough), 0
         look, self._look = self._look, None
         try:
-            while time.thread_time() < until:
+            while time.thread_time() < until and time.monotonic() < at_last:
                 self._at_least = next(look)
         except StopIteration as end:
             self._unseen = 0.0

@@ -152,6 +152,22 @@ def test_a_look_that_nobody_goes_on_with_leaves_nothing_open(program: str) -> No
     assert os.listdir("/proc/self/fd") == before
 
 
+def test_a_look_does_not_wait_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes no processor time, but others wait, too."""
+
+    def waits(*_: object) -> Iterator[int]:
+        while True:
+            time.sleep(0.02)
+            yield 0
+
+    monkeypatch.setattr(Tree, "_memory", waits)
+    with tree("fork(lambda: 0)", 1) as found:
+        began = time.monotonic()
+        first, second = found.read(0), found.read(0)
+    assert time.monotonic() - began < 1
+    assert 0 < first.unseen < second.unseen
+
+
 def test_who_maps_his_memory_over_and_over_is_not_asked_for_his_share() -> None:
     """It would take the kernel seconds in a single call. All that he has mapped counts instead."""
     program = """
