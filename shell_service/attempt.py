@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from baselayer.failpoint import FailPoints
+from baselayer.share import LoopShare
 from shell_service import ends
-from shell_service.capture import Capture
+from shell_service.capture import Capture, MaskedCapture
 from shell_service.ends import Ending
 from shell_service.journal import Journal
 from shell_service.mask import Mask
@@ -58,6 +59,8 @@ class Means:
     memory: Memory
     #: The values of the secrets that a job is given, by their names; of those that there are.
     read_secrets: Callable[[Claim], Awaitable[Mapping[str, bytes]]]
+    #: What looking for secrets in outputs may take of the loop's time, by user.
+    masking: LoopShare
     failpoints: FailPoints
 
     def close(self) -> None:
@@ -80,6 +83,7 @@ class Attempt:
         self.fenced = Fenced(claim.job_id, claim.fence)
         self._means = means
         self._secrets: Mapping[str, bytes] = {}
+        self._mask: Mask | None = None
         self._process: Process | None = None
         self._group: Group | None = None
         self._watch: Watch | None = None
@@ -148,6 +152,7 @@ class Attempt:
             raise ValueError(f"This runner does not have the interpreter {claim.shell}.")
         if claim.secrets:
             self._secrets = await self._means.read_secrets(claim)
+            self._mask = await asyncio.to_thread(Mask, self._secrets.values())
         for name in claim.secrets:
             if name not in self._secrets:
                 raise ValueError(f"The secret {name} does not exist any more.")
@@ -169,9 +174,11 @@ class Attempt:
 
     def _capture(self, stream: Stream, pipe: int) -> Capture:
         claim = self.claim
-        mask = Mask(self._secrets.values()) if self._secrets else None
         create = partial(self._means.outputs.create, claim.job_id, claim.attempt, stream)
-        return Capture(pipe, create, claim.limits.output, mask)
+        if self._mask is None:
+            return Capture(pipe, create, claim.limits.output)
+        ask = partial(self._means.masking.ask, claim.user_id)
+        return MaskedCapture(pipe, create, claim.limits.output, self._mask.stream(), ask)
 
     async def _let_run(self, process: Process) -> Result:
         claim, means = self.claim, self._means
@@ -193,8 +200,7 @@ class Attempt:
         self._stop_timers()  # what comes late changes nothing
         watch.stop()
         used = watch.most.most(Usage(cpu_seconds=exit_.cpu_seconds))
-        for capture in self._captures:
-            await capture.finish(_DRAIN_OUTPUT)
+        await asyncio.gather(*(capture.finish(_DRAIN_OUTPUT) for capture in self._captures))
         means.failpoints.reach("runner.exited")
         machine_out_of_memory = exit_.signal == signal.SIGKILL and means.memory.kills() > kills
         result = self._result_of(exit_, wall, used, machine_out_of_memory)
@@ -274,8 +280,8 @@ class Attempt:
 
     def _result(self, ending: Ending, **figures: object) -> Result:
         claim, retry_in, (status, reason) = self.claim, None, ending
-        if self._secrets:
-            reason = Mask(self._secrets.values()).text(reason)
+        if self._mask:
+            reason = self._mask.text(reason)
         if status in ("FAILED", "TIMEOUT") and claim.attempt <= claim.retries:
             retry_in = min(MAX_RETRY_DELAY, claim.retry_delay * 2.0 ** (claim.attempt - 1))
         whose = (claim.job_id, claim.fence, status, reason, self._means.runner)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from shell_service.mask import Mask
+from shell_service.mask import Masking
 
 logger = logging.getLogger(__name__)
 
@@ -17,20 +18,20 @@ _MOVE = 1 << 20  # bytes moved at once, by the kernel alone
 _READ = 32 * 1024  # bytes read at once, where they have to be looked at
 _LAST_TAKES = 64  # with so many, all that a pipe holds is taken
 _DROP_PAUSE = 0.01  # seconds between two looks at what is only dropped: who writes it mostly waits
-_MASK_SHARE = 0.2  # of the loop's time that looking for secrets in one stream may take
-_MASK_QUICK = 0.001  # seconds of it at once that are not counted
+_TURN = 0.002  # seconds that looking for secrets takes at once: others have to be heard
+_LAST_SECONDS = 10.0  # for looking through what was left in a pipe: others look through theirs, too
 
 
 class Capture:
     """One stream of one attempt. The file is made with the first byte."""
 
-    def __init__(self, pipe: int, create: Callable[[], int], most: int, mask: Mask | None = None) -> None:
+    def __init__(self, pipe: int, create: Callable[[], int], most: int) -> None:
         """`pipe` is the non-blocking read end, ours from now on; `create` opens the file; `most` bytes are kept."""
         self.size = 0
         self.truncated = False
-        self._pipe, self._create, self._most, self._mask = pipe, create, most, mask
+        self._pipe, self._create, self._most = pipe, create, most
         self._file: int | None = None
-        self._movable = mask is None  # whether the kernel can do it: from the pipe to the file, past us
+        self._movable = True  # whether the kernel can do it: from the pipe to the file, past us
         self._nowhere: int | None = None
         self._loop = asyncio.get_running_loop()
         self._closed: asyncio.Future[None] = self._loop.create_future()
@@ -38,18 +39,9 @@ class Capture:
         self._loop.add_reader(pipe, self._on_readable)
 
     def _on_readable(self) -> None:
-        began = time.perf_counter()
-        if not self._take():
-            return
-        if self.truncated:
-            self._rest(_DROP_PAUSE)
-        elif self._mask and (cost := time.perf_counter() - began) > _MASK_QUICK:
-            self._rest(cost / _MASK_SHARE)
-
-    def _rest(self, seconds: float) -> None:
-        """Take nothing for a while. The pipe fills up meanwhile, and whoever writes has to wait."""
-        self._loop.remove_reader(self._pipe)
-        self._pause = self._loop.call_later(seconds, self._loop.add_reader, self._pipe, self._on_readable)
+        if self._take() and self.truncated:
+            self._loop.remove_reader(self._pipe)  # it fills up meanwhile, and whoever writes has to wait
+            self._pause = self._loop.call_later(_DROP_PAUSE, self._loop.add_reader, self._pipe, self._on_readable)
 
     def _take(self) -> bool:
         """Take some of what is there; whether there may be more."""
@@ -59,7 +51,7 @@ class Capture:
             elif self._file is None or not self._movable:
                 data = os.read(self._pipe, _READ)
                 count = len(data)
-                self._keep(self._mask.feed(data) if self._mask else data)
+                self._keep(data)
             else:
                 count = self._move(self._file, self._most - self.size)
                 self.size += count
@@ -119,11 +111,6 @@ class Capture:
         """Take nothing more."""
         if self._closed.done():
             return
-        if self._mask and not self.truncated:
-            try:
-                self._keep(self._mask.flush())
-            except OSError as error:
-                self._fail(error)
         if self._pause:
             self._pause.cancel()
         self._loop.remove_reader(self._pipe)
@@ -131,3 +118,101 @@ class Capture:
             if file is not None:
                 os.close(file)
         self._closed.set_result(None)
+
+
+class MaskedCapture(Capture):
+    """One stream of one attempt, with its secrets masked: bit by bit, in what time there is for that on the loop."""
+
+    def __init__(
+        self,
+        pipe: int,
+        create: Callable[[], int],
+        most: int,
+        masking: Masking,
+        ask: Callable[[Callable[[], None]], None],
+    ) -> None:
+        """As `Capture`. `ask` has a function called when it may take some milliseconds of the loop's time."""
+        super().__init__(pipe, create, most)
+        self._masking, self._ask = masking, ask
+        self._asked = False
+        self._left = math.inf  # reads that may still be made
+        self._parts: Iterator[bytes | None] = self._masked()
+
+    def _on_readable(self) -> None:
+        if self.truncated:
+            super()._on_readable()
+        else:
+            self._loop.remove_reader(self._pipe)
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if not self._asked:
+            self._asked = True
+            self._ask(self._turn)
+
+    def _listen(self) -> None:
+        self._loop.add_reader(self._pipe, self._on_readable)
+
+    def _turn(self) -> None:
+        self._asked = False
+        if self.truncated or self._closed.done():
+            return
+        try:
+            follow = self._keep_some(time.perf_counter() + _TURN)
+        except OSError as error:
+            self._fail(error)
+        if not self.truncated:
+            follow()
+        elif self._left == math.inf:
+            self._listen()  # what follows is dropped
+        else:
+            self.close()
+
+    def _keep_some(self, until: float) -> Callable[[], None]:
+        """Mask and keep what there is time for; returns what is to be done next."""
+        parts: list[bytes] = []
+        follow = self.close
+        for part in self._parts:
+            if part is None:
+                follow = self._listen
+                break
+            parts.append(part)
+            if time.perf_counter() > until:
+                follow = self._go_on
+                break
+        self._keep(b"".join(parts))
+        return follow
+
+    def _masked(self) -> Iterator[bytes | None]:
+        """What is to be kept, bit by bit; None when there is nothing at the moment."""
+        data: bytes | None = None
+        while self._left and data != b"":
+            self._left -= 1
+            try:
+                data = os.read(self._pipe, _READ)
+            except (BlockingIOError, InterruptedError):
+                if self._left < math.inf:
+                    break
+                yield None
+            else:
+                yield from self._masking.feed(data)
+        yield from self._masking.end()
+        self.truncated = self.truncated or data != b""
+
+    async def finish(self, seconds: float) -> None:
+        """As `Capture.finish`. What is there has to be looked through before: that may take some seconds more."""
+        if not self.truncated:
+            await asyncio.wait({self._closed}, timeout=seconds)
+            seconds = 0
+        if not (self.truncated or self._closed.done()):
+            self._left = _LAST_TAKES
+            self._loop.remove_reader(self._pipe)
+            self._go_on()
+            await asyncio.wait({self._closed}, timeout=_LAST_SECONDS)
+            self.truncated = self.truncated or not self._closed.done()
+        await super().finish(seconds)
+
+    def close(self) -> None:
+        """Take nothing more. What was not looked through yet is not kept."""
+        super().close()
+        self._parts = iter(())  # it holds the secrets, and us

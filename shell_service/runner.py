@@ -22,6 +22,7 @@ from baselayer.batch import Batcher
 from baselayer.database import Database
 from baselayer.failpoint import FailPoints
 from baselayer.listener import Listener
+from baselayer.share import LoopShare
 from baselayer.waiting import insist, repeat, wait_for
 from shell_service import ends, liveness, queue, relief, room, users
 from shell_service.attempt import Attempt, Means, NotBegun
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 _NO_HURRY = 0.005  # seconds before a slot is offered that was free anyway
 _NETWORK_RETRY = 30.0  # seconds after which a network for jobs is looked for again where there was none
+_MASKING = 0.2  # of the loop's time that looking for secrets in all outputs together may take
 _LAST_REPORTS = 5.0  # seconds for what is to be told when the last job has been ended
 
 
@@ -78,6 +80,7 @@ class Runner:
             groups,
             self._memory,
             read_secrets,
+            LoopShare(_MASKING),
             failpoints,
         )
         self._host = host

@@ -6,12 +6,26 @@ import asyncio
 import os
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from shell_service.capture import Capture
+from baselayer.share import LoopShare
+from shell_service.capture import Capture, MaskedCapture
 from shell_service.mask import Mask
+from tests.waiting import SLOWNESS
+
+
+def reader(pipe: int, path: Path, most: int, mask: Mask | None, share: LoopShare | None = None) -> Capture:
+    """A capture from the pipe to the file; masked if there is something to mask."""
+
+    def create() -> int:
+        return os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+
+    if mask is None:
+        return Capture(pipe, create, most)
+    return MaskedCapture(pipe, create, most, mask.stream(), partial((share or LoopShare(0.2)).ask, 1))
 
 
 def capture(
@@ -31,7 +45,7 @@ def capture(
         os.write(write, data)
         if not open_end:
             os.close(write)
-        capture = Capture(read, lambda: os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), most, mask)
+        capture = reader(read, path, most, mask)
         for _ in range(turns):
             await asyncio.sleep(0)
         await capture.finish(0)
@@ -95,7 +109,7 @@ def flood(path: Path, count: int, most: int, mask: Mask | None = None) -> tuple[
 
         writer = threading.Thread(target=work)
         began, used = time.perf_counter(), time.thread_time()
-        capture = Capture(read, lambda: os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), most, mask)
+        capture = reader(read, path, most, mask)
         writer.start()
         await capture.finish(20)
         writer.join()
@@ -118,3 +132,45 @@ def test_what_is_dropped_comes_slowly_and_costs_nothing(tmp_path: Path) -> None:
     assert ((tmp_path / "file").stat().st_size, taken.size, taken.truncated) == (pipe, pipe, True)
     assert seconds > (4 << 20) / pipe * 0.009
     assert used < seconds / 4
+
+
+def test_the_end_of_what_is_masked_is_waited_for(tmp_path: Path) -> None:
+    """Even if the writer is still there, and secrets make it slow: what is there is looked through first."""
+    data = (b"a" * 32700 + b"c") * 2
+    mask = Mask([b"a" * 32700 + b"b%d" % number for number in range(50)])
+    taken = capture(tmp_path / "file", data[:65536], mask=mask, open_end=True)
+    assert ((tmp_path / "file").read_bytes(), taken.truncated) == (data[:65536], True)
+
+
+@pytest.mark.parametrize("file", ["/dev/full", "/nowhere/file"])
+def test_a_full_disk_does_no_harm_to_what_is_masked(file: str) -> None:
+    taken = capture(Path(file), b"hello", mask=Mask([b"x"]))
+    assert (taken.size, taken.truncated) == (0, True)
+
+
+def test_secrets_leave_the_loop_to_others(tmp_path: Path) -> None:
+    """Many streams at once, of secrets that were made to be slow to look for: no turn of the loop is long."""
+    mask, streams = Mask([b"a" * 32700 + b"b%d" % number for number in range(50)]), 20
+
+    async def main() -> tuple[float, float, float]:
+        share, captures, writers = LoopShare(0.2), [], []
+        for number in range(streams):
+            read, write = os.pipe()
+            os.set_blocking(read, False)
+            os.write(write, ((b"a" * 32700 + b"c") * 2)[:65536])
+            writers.append(write)
+            captures.append(reader(read, tmp_path / str(number), 1 << 20, mask, share))
+        longest, began, used = 0.0, time.perf_counter(), time.thread_time()
+        while time.perf_counter() - began < 1:
+            before = time.thread_time()
+            await asyncio.sleep(0.001)
+            longest = max(longest, time.thread_time() - before)
+        used, seconds = time.thread_time() - used, time.perf_counter() - began
+        for capture, write in zip(captures, writers, strict=True):
+            os.close(write)
+            capture.close()
+        return longest, used, seconds
+
+    longest, used, seconds = asyncio.run(main())
+    assert longest < 0.05 * SLOWNESS
+    assert used < seconds / 2  # the fifth, and what this test itself takes
