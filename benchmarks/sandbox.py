@@ -17,7 +17,6 @@ import resource
 import statistics
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 from shell_service import settings
 from shell_service.limits import JobLimits
@@ -152,11 +151,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--jobs", type=int, default=400, help="a round and way")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the medians here, too")
+    parser.add_argument(
+        "--json", action="store_true", help="print the figures of all rounds as JSON instead of a table"
+    )
     options = parser.parse_args()
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
     ways = ("bare sh", "simple bubblewrap", "sandbox", "sandbox, one user")
     rounds = [{way: asyncio.run(measure(way, options.jobs)) for way in ways} for _ in range(options.rounds)]
+    if options.json:
+        print(json.dumps(rounds))
+        return
     medians = {
         way: {figure: statistics.median(r[way][figure] for r in rounds) for figure in rounds[0][way]} for way in ways
     }
@@ -166,8 +170,6 @@ def main() -> None:
         print(f"{way:20}" + "".join(f"{medians[way][figure]:15.2f}" for figure in figures))
     ratio = statistics.median(r["sandbox"]["jobs/s"] / r["simple bubblewrap"]["jobs/s"] for r in rounds)
     print(f"sandbox / simple bubblewrap: {ratio:.2f} x its jobs/s")
-    if options.json:
-        options.json.write_text(json.dumps(medians, indent=1))
 
 
 if __name__ == "__main__":

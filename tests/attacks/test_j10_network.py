@@ -68,7 +68,7 @@ SOCKETS = [
     ("key", 15, RAW, 2, "EAFNOSUPPORT"), ("smc", 43, STREAM, 0, "EAFNOSUPPORT"),
     ("nfc", 39, SEQUENCED, 0, "EAFNOSUPPORT"), ("qipcrtr", 42, DATAGRAM, 0, "EAFNOSUPPORT"),
     ("raw", 2, RAW, 1, "EPERM"), ("raw IPv6", 10, RAW, 1, "EPERM"),
-    ("raw UDP", 2, RAW, 17, "EPERM"), ("ICMPv6", 10, RAW, 58, "EPROTONOSUPPORT"),
+    ("raw UDP", 2, RAW, 17, "EPERM"), ("ICMPv6", 10, RAW, 58, "EPERM"),
     ("SCTP", 2, STREAM, 132, "EPROTONOSUPPORT"), ("DCCP", 2, 6, 33, "EPROTONOSUPPORT"),
     ("MPTCP", 2, STREAM, 262, "EPROTONOSUPPORT"), ("UDP-Lite", 2, DATAGRAM, 136, "EPROTONOSUPPORT"),
     ("netlink audit", 16, RAW, 9, "EPROTONOSUPPORT"), ("netlink uevents", 16, RAW, 15, "EPROTONOSUPPORT"),

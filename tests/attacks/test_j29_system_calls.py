@@ -100,17 +100,18 @@ def rows() -> list[tuple[str, list[int], str | None]]:
         found.append(("socket", [family, stream, 0], answer))
         found.append(("socket", [high | family, stream, 0], "EAFNOSUPPORT"))
         found.append(("socketpair", [family, stream, 0], None if family == unix else "EAFNOSUPPORT"))
-    for protocol in range(300):
-        for family in (inet, inet6):
-            found.append(("socket", [family, stream, protocol], None if protocol <= 17 else "EPROTONOSUPPORT"))
+    good = {1: (0, 6), 2: (0, 1, 17), 3: range(256)}  # by the type, the protocols of internet sockets
     for kind in range(16):
-        for flags in (0, 0x80800, high):  # SOCK_CLOEXEC, SOCK_NONBLOCK; what the kernel does not look at
-            for family in (inet, inet6):
-                found.append(("socket", [family, flags | kind, 0], None if kind in (1, 2, 3) else "EPROTONOSUPPORT"))
+        for protocol in range(300):
+            answer = None if protocol in good.get(kind, ()) else "EPROTONOSUPPORT"
+            found += [("socket", [family, kind, protocol], answer) for family in (inet, inet6)]
+        for flags in (0x80800, high):  # SOCK_CLOEXEC, SOCK_NONBLOCK; what the kernel does not look at
+            answer = None if kind in good else "EPROTONOSUPPORT"
+            found += [("socket", [family, flags | kind, flags & high], answer) for family in (inet, inet6)]
             found.append(("socket", [unix, flags | kind, 0], None))
     for protocol in range(32):
         found.append(("socket", [netlink, 3, protocol], "EPROTONOSUPPORT" if protocol else None))
-    found += [("socket", [family, 3, high | 1], "EPROTONOSUPPORT") for family in (inet, inet6, netlink)]
+    found.append(("socket", [netlink, 3, high | 1], "EPROTONOSUPPORT"))
     for bit in range(64):
         answer = "EPERM" if 1 << bit in seccomp_flags() else None
         found.append(("clone", [1 << bit if bit < 63 else -(1 << 63)], answer))
