@@ -21,7 +21,7 @@ How jobs come in is told in submissions.py, what becomes of those whose runner w
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -35,7 +35,6 @@ from shell_service.audit import Entry
 from shell_service.limits import JobLimits
 
 CANCEL_AT_ONCE = 500  # jobs: claims wait for the rows that a cancel holds
-_NOTIFY_IDS = 200  # hex ids of 32 characters that fit into one payload of 8,000 bytes
 
 
 @dataclass(frozen=True)
@@ -127,31 +126,17 @@ def mark_started(attempts: Sequence[Fenced]) -> Query[list[bool]]:
     It may not when the claim is not valid any more, or the job is to be cancelled. Asking again, when it is not known
     whether the first time counted, gives the same answer.
     """
-    return Query(_MARK_STARTED, fenced(attempts), partial(_counted, attempts))
+    return Query(
+        "SELECT start_jobs(CAST(%(ids)s AS uuid[]), CAST(%(fences)s AS bigint[]))",
+        fenced(attempts),
+        partial(_counted, attempts),
+    )
 
 
 def _counted(attempts: Sequence[Fenced | Result], rows: Rows) -> list[bool]:
     """For each attempt whether its fence is in the answer."""
     fences = set(rows[0][0] or ())
     return [attempt.fence in fences for attempt in attempts]
-
-
-def _tell(letter: str, rows: str) -> str:
-    """SQL that tells of the ids in `rows`, in as many notifications as it takes."""
-    return f"""(
-      SELECT count(pg_notify('job', '{letter}' || hexes)) FROM (
-        SELECT string_agg(replace(id::text, '-', ''), ',') AS hexes
-        FROM (SELECT id, row_number() OVER () / {_NOTIFY_IDS} AS part FROM {rows}) AS n GROUP BY part) AS p)"""
-
-
-_MARK_STARTED = f"""
-    WITH started AS (
-      UPDATE running_job r SET started_at = coalesce(r.started_at, clock_timestamp())
-      FROM unnest(CAST(%(ids)s AS uuid[]), CAST(%(fences)s AS bigint[])) AS d(job_id, fence)
-      WHERE r.job_id = d.job_id AND r.fence = d.fence AND r.cancel_requested_at IS NULL
-      RETURNING r.job_id AS id, r.fence)
-    SELECT (SELECT array_agg(fence) FROM started), {_tell("S", "started")}
-"""
 
 
 def fenced(attempts: Sequence[Fenced]) -> dict[str, Any]:
@@ -180,44 +165,10 @@ class Result:
     retry_in: float | None = None
 
 
-_RESULT_COLUMNS = (
-    "status text, reason text, runner text, return_code int, signal text, wall_seconds float8, cpu_seconds float8,"
-    " peak_memory_bytes bigint, written_bytes bigint, stdout_bytes bigint, stderr_bytes bigint,"
-    " output_truncated boolean"
-)
-_RESULT_NAMES = [column.split()[0] for column in _RESULT_COLUMNS.split(", ")]
-_FINISH = f"""
-    WITH ended AS MATERIALIZED (
-      SELECT * FROM json_to_recordset(%(rows)s)
-        AS r(job_id uuid, fence bigint, retry_in float8, {_RESULT_COLUMNS})),
-    gone AS (
-      DELETE FROM running_job r USING ended e WHERE r.job_id = e.job_id AND r.fence = e.fence
-      RETURNING r.job_id, r.fence, r.user_id, r.ord, r.attempt, r.started_at, r.cancelled_by,
-                CASE WHEN r.cancel_requested_at IS NULL THEN e.retry_in END AS retry_in),
-    again AS (
-      INSERT INTO deferred_job (job_id, user_id, ord, run_at, attempt)
-      SELECT job_id, user_id, ord, clock_timestamp() + make_interval(secs => retry_in), attempt
-      FROM gone WHERE retry_in IS NOT NULL),
-    told AS (
-      UPDATE job j SET attempt = g.attempt, modified = statement_timestamp(),
-        finished_at = CASE WHEN g.retry_in IS NULL THEN statement_timestamp() END,
-        started_at = CASE WHEN g.retry_in IS NULL THEN g.started_at END,
-        cancelled_by = CASE WHEN e.status = 'CANCELLED' THEN g.cancelled_by END,
-        reason = CASE WHEN g.retry_in IS NOT NULL THEN NULL
-                      WHEN e.status = 'CANCELLED' THEN 'cancelled by ' || g.cancelled_by ELSE e.reason END,
-        {", ".join(f"{name} = CASE WHEN g.retry_in IS NULL THEN e.{name} END" for name in _RESULT_NAMES[2:])},
-        status = CASE WHEN g.retry_in IS NULL THEN e.status END
-      FROM gone g JOIN ended e ON e.job_id = g.job_id AND e.fence = g.fence
-      WHERE j.id = g.job_id AND j.status IS NULL
-      RETURNING j.id, g.fence, g.retry_in IS NULL AS final)
-    SELECT (SELECT array_agg(fence) FROM told), {_tell("F", "told WHERE final")}
-"""
-
-
 def finish(results: Sequence[Result]) -> Query[list[bool]]:
     """Record how attempts ended; for each, whether it counted. The same results again change nothing."""
     rows = orjson.dumps([vars(item) for item in results]).decode()
-    return Query(_FINISH, {"rows": rows}, partial(_counted, results))
+    return Query("SELECT finish_jobs(%(rows)s)", {"rows": rows}, partial(_counted, results))
 
 
 def release(session: Session, attempts: Sequence[Fenced], certain: bool = False) -> list[bool]:
@@ -246,7 +197,8 @@ def release(session: Session, attempts: Sequence[Fenced], certain: bool = False)
         ),
         {**fenced(attempts), "certain": certain},
     ).all()
-    _tell_of(session, "F", (row.job_id for row in rows if row.cancelled))
+    ended = [str(row.job_id) for row in rows if row.cancelled]
+    session.execute(text("SELECT tell_jobs('F', CAST(:ids AS uuid[]))"), {"ids": ended})
     if rows:
         notify(session, "ready", "")
     counted = {row.fence for row in rows}
@@ -285,9 +237,3 @@ def promote(session: Session, limit: int = 1000) -> int:
 def notify(session: Session, channel: str, payload: str) -> None:
     """Tell whoever listens on `channel`, when this transaction commits."""
     session.execute(text("SELECT pg_notify(:channel, :payload)"), {"channel": channel, "payload": payload})
-
-
-def _tell_of(session: Session, letter: str, ids: Iterable[uuid.UUID]) -> None:
-    hexes = [job_id.hex for job_id in ids]
-    for start in range(0, len(hexes), _NOTIFY_IDS):
-        notify(session, "job", letter + ",".join(hexes[start : start + _NOTIFY_IDS]))

@@ -10,26 +10,22 @@ SET enable_mergejoin = off
 SET enable_hashjoin = off
 AS $$
 DECLARE
+  v_ended uuid[];
   v_hexes text;
 BEGIN
   PERFORM write_audit(p_audit);
   -- A job may move between tables while we look; whoever was missed stands somewhere else at the next look.
   FOR v_look IN 1..5 LOOP
-    FOR v_hexes IN
-      WITH waiting AS (DELETE FROM ready_job WHERE job_id = ANY (p_ids) RETURNING job_id),
-      later AS (DELETE FROM deferred_job WHERE job_id = ANY (p_ids) RETURNING job_id),
-      ended AS (
-        UPDATE job j SET status = 'CANCELLED', reason = 'cancelled by ' || p_by, cancelled_by = p_by,
-          finished_at = clock_timestamp(), modified = clock_timestamp()
-        -- An array, as of a join the planner might make a loop over all jobs that have not ended.
-        WHERE j.id = ANY (ARRAY(SELECT job_id FROM waiting UNION ALL SELECT job_id FROM later)) AND j.status IS NULL
-        RETURNING j.id)
-      -- As many as fit into one payload of 8,000 bytes.
-      SELECT string_agg(replace(id::text, '-', ''), ',') FROM (SELECT id, row_number() OVER () / 200 AS part FROM ended)
-        AS n GROUP BY part
-    LOOP
-      PERFORM pg_notify('job', 'F' || v_hexes);
-    END LOOP;
+    WITH waiting AS (DELETE FROM ready_job WHERE job_id = ANY (p_ids) RETURNING job_id),
+    later AS (DELETE FROM deferred_job WHERE job_id = ANY (p_ids) RETURNING job_id),
+    ended AS (
+      UPDATE job j SET status = 'CANCELLED', reason = 'cancelled by ' || p_by, cancelled_by = p_by,
+        finished_at = clock_timestamp(), modified = clock_timestamp()
+      -- An array, as of a join the planner might make a loop over all jobs that have not ended.
+      WHERE j.id = ANY (ARRAY(SELECT job_id FROM waiting UNION ALL SELECT job_id FROM later)) AND j.status IS NULL
+      RETURNING j.id)
+    SELECT array_agg(e.id) INTO v_ended FROM ended e;
+    PERFORM tell_jobs('F', v_ended);
     FOR v_hexes IN
       UPDATE running_job SET cancel_requested_at = clock_timestamp(), cancelled_by = p_by
       WHERE job_id = ANY (p_ids) AND cancel_requested_at IS NULL RETURNING replace(job_id::text, '-', '')

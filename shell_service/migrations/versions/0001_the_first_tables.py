@@ -249,12 +249,20 @@ def upgrade() -> None:
     )
     op.create_index(op.f("audit_username_at_id_index"), "audit", ["username", "at", "id"], unique=False)
     op.execute("CREATE SEQUENCE fence_seq")
-    for function in ("claim_jobs", "write_audit", "submit_jobs", "cancel_jobs"):
+    for function in (
+        "tell_jobs",
+        "claim_jobs",
+        "start_jobs",
+        "finish_jobs",
+        "write_audit",
+        "submit_jobs",
+        "cancel_jobs",
+    ):
         op.execute(Path(__file__).with_name(f"0001_{function}.sql").read_text())
 
 
 def downgrade() -> None:
-    op.execute("DROP FUNCTION cancel_jobs, submit_jobs, write_audit, claim_jobs")
+    op.execute("DROP FUNCTION cancel_jobs, submit_jobs, write_audit, finish_jobs, start_jobs, claim_jobs, tell_jobs")
     op.execute("DROP SEQUENCE fence_seq")
     op.drop_table("audit")
     op.execute("DROP FUNCTION refuse_change")
