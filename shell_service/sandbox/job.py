@@ -73,7 +73,7 @@ def run(start: Start, descriptors: list[int]) -> NoReturn:
 
 def _settle() -> bytes:
     """Becomes a process of its own; returns the body of HELD."""
-    os.setpgid(0, 0)  # not a session: see `launcher.share_processors`
+    os.setpgid(0, 0)  # not a session: a user's jobs are all in his launcher's
     kernel.set_name(b"job-init")
     fd = os.open("/proc/self/stat", os.O_RDONLY)  # of the host's /proc, so it has the pid that the runner knows
     pid, _, rest = os.read(fd, 1024).partition(b" ")

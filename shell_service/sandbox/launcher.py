@@ -29,7 +29,7 @@ from .protocol import (
     TERMINATE,
     Setup,
 )
-from .walls import NICE, Walls
+from .walls import Walls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ def main(fd: int) -> None:
     """Serves until the runner closes the control socket."""
     runner = os.getppid()
     os.setsid()
-    share_processors()
     os.umask(0o022)
     kernel.ignore_interrupts()
     control = _socket.socket(fileno=fd)
@@ -113,24 +112,6 @@ def settle(runner: int) -> None:
     gc.collect()
     gc.freeze()
     gc.disable()
-
-
-def share_processors() -> None:
-    """Lets all jobs of a user share what one gets of the processors, however many they are, and that be little.
-
-    The kernel shares processors between sessions (autogroups; sched(7)), and a user's jobs are all in the launcher's.
-    Where it does not, as where control groups do it, the jobs' nice value counts alone.
-    """
-    for _ in range(3):
-        try:
-            with open("/proc/self/autogroup", "w") as file:
-                file.write(str(NICE))
-        except BlockingIOError:
-            select.select([], [], [], 0.1)  # ordinary users, all together, may do it once in this time
-        except OSError:
-            return  # no autogroups here
-        else:
-            return
 
 
 class Launcher:

@@ -36,6 +36,8 @@ DECLARE
   v_users int[] := '{}';
   v_runs int[] := '{}';
   v_rooms int[] := '{}';
+  v_job uuid;
+  v_taken ready_job;
 BEGIN
   -- A claim need not be flushed to disk: the record of the script's start is, and with it everything before.
   PERFORM set_config('synchronous_commit', 'off', true);
@@ -72,28 +74,29 @@ BEGIN
     END IF;
   END LOOP;
 
-  RETURN QUERY
-  WITH candidate AS (
-    SELECT u.runs, u.turn, j.job_id, row_number() OVER (PARTITION BY u.user_id ORDER BY j.ord, j.job_id) AS rank
-    FROM unnest(v_users, v_runs, v_rooms) WITH ORDINALITY AS u(user_id, runs, room, turn)
-    CROSS JOIN LATERAL (
-      SELECT q.job_id, q.ord FROM ready_job q WHERE q.user_id = u.user_id
-      ORDER BY q.ord, q.job_id LIMIT least(u.room, p_count)) j),
-  ranked AS (
-    SELECT c.job_id, c.runs + c.rank AS runs, row_number() OVER (ORDER BY c.runs + c.rank, c.turn) AS place
-    FROM candidate c),
-  pick AS MATERIALIZED (
+  -- What is taken is moved one by one: for a join the planner walks the whole queue when it last knew it to be short.
+  FOR v_job IN
+    WITH candidate AS (
+      SELECT u.runs, u.turn, j.job_id, row_number() OVER (PARTITION BY u.user_id ORDER BY j.ord, j.job_id) AS rank
+      FROM unnest(v_users, v_runs, v_rooms) WITH ORDINALITY AS u(user_id, runs, room, turn)
+      CROSS JOIN LATERAL (
+        SELECT q.job_id, q.ord FROM ready_job q WHERE q.user_id = u.user_id
+        ORDER BY q.ord, q.job_id LIMIT least(u.room, p_count)) j),
+    ranked AS (
+      SELECT c.job_id, c.runs + c.rank AS runs, row_number() OVER (ORDER BY c.runs + c.rank, c.turn) AS place
+      FROM candidate c)
     -- Those that come later run more and find less: after the first for whom it is too much, it is for all.
     SELECT r.job_id FROM ranked r
-    WHERE r.place <= p_count AND (r.runs = 1 OR v_free IS NULL OR r.runs <= 7 * (v_free - r.place))),
-  taken AS (
-    DELETE FROM ready_job q USING pick p WHERE q.job_id = p.job_id
-    RETURNING q.job_id, q.user_id, q.ord, q.attempt)
-  INSERT INTO running_job AS r (job_id, user_id, ord, attempt, fence, runner_id, incarnation)
-  SELECT t.job_id, t.user_id, t.ord, (t.attempt + 1)::smallint,
-         -- The time too: after a crash of the server a sequence may give again what no flushed transaction took.
-         (extract(epoch FROM clock_timestamp()) * 1000000)::bigint * 1024 + nextval('fence_seq') % 1024,
-         p_runner, p_incarnation
-  FROM taken t
-  RETURNING r.job_id, r.user_id, r.attempt, r.fence;
+    WHERE r.place <= p_count AND (r.runs = 1 OR v_free IS NULL OR r.runs <= 7 * (v_free - r.place))
+  LOOP
+    DELETE FROM ready_job q WHERE q.job_id = v_job RETURNING q.* INTO v_taken;
+    CONTINUE WHEN NOT FOUND;  -- it was cancelled meanwhile
+    INSERT INTO running_job AS r (job_id, user_id, ord, attempt, fence, runner_id, incarnation)
+    VALUES (v_job, v_taken.user_id, v_taken.ord, (v_taken.attempt + 1)::smallint,
+      -- The time too: after a crash of the server a sequence may give again what no flushed transaction took.
+      (extract(epoch FROM clock_timestamp()) * 1000000)::bigint * 1024 + nextval('fence_seq') % 1024,
+      p_runner, p_incarnation)
+    RETURNING r.job_id, r.user_id, r.attempt, r.fence INTO job_id, user_id, attempt, fence;
+    RETURN NEXT;
+  END LOOP;
 END $$;
