@@ -45,9 +45,6 @@ PATIENCE = 10.0
 KILL_PATIENCE, CLEAN_UP_PATIENCE = 1.0, 60.0
 #: Bytes of a job's files that the event loop frees itself, within a millisecond; for more it takes a thread.
 IN_PASSING = 4 << 20
-#: How nice a user's session is whose jobs are few, or a crowd. The kernel gives it a third, or a thirtieth, of what one
-#: of the service's own has. In between it stays as it is.
-FEW_NICE, CROWD_NICE, FEW = 5, 15, (2, 4)
 #: Bytes that a job may be ahead of its reader; an ordinary user's pipes together may hold only so much.
 PIPE_SIZE = 1 << 20 if os.geteuid() == 0 else 1 << 18
 
@@ -180,7 +177,6 @@ class Launcher:
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._idle: asyncio.TimerHandle | None = None
-        self._nice = 0  # of its session, see `_share_processors`
 
     @property
     def busy(self) -> bool:
@@ -232,7 +228,6 @@ class Launcher:
             socket.send_fds(self._control, [START + JOB.pack(number)], fds)
             given.close()
             self._jobs[number] = None
-            self._share_processors()
             held: asyncio.Future[None] = loop.create_future()
             loop.add_reader(ours.fileno(), _wake, held)
             try:
@@ -323,7 +318,7 @@ class Launcher:
             if isinstance(error, (OSError, TimeoutError)):
                 raise SandboxError(UNAVAILABLE, f"starting a launcher: {error!r}") from error
             raise
-        self._control, self._nice = ours, 0
+        self._control = ours
         loop.add_reader(ours.fileno(), self._on_message, ours)
         if self._network and self._network.frames != frames:  # they changed meanwhile
             self.restrict(self._network.frames)
@@ -338,7 +333,6 @@ class Launcher:
         if message[:1] == ENDED:
             number, *how = ENDED_BODY.unpack(message[1:])
             process = self._jobs.pop(number, None)
-            self._share_processors()
             if process is not None:
                 process.finish(*how)
             self._rest()
@@ -355,21 +349,6 @@ class Launcher:
         for process in jobs.values():
             if process is not None:
                 process.watch()
-
-    def _share_processors(self) -> None:
-        """Lets all jobs of a user share what one gets of the processors, however many they are, and that be little.
-
-        The kernel shares processors between sessions (autogroups; sched(7)), and a user's jobs are all in the
-        launcher's. Where it does not, as where control groups do it, the jobs' nice value counts alone.
-        """
-        few, many = FEW
-        nice = CROWD_NICE if len(self._jobs) > many else FEW_NICE if len(self._jobs) <= few else self._nice or FEW_NICE
-        if nice != self._nice and self._process is not None:
-            # Ordinary users, all together, may do it ten times a second: else it is tried with the next job.
-            with contextlib.suppress(OSError), open(f"/proc/{self._process.pid}/autogroup", "w") as file:
-                file.write(str(nice))
-                file.flush()
-                self._nice = nice
 
     def _rest(self) -> None:
         """(Re)starts the time after which a launcher without jobs ends."""

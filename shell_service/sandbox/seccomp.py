@@ -164,7 +164,7 @@ def _unknown_calls() -> bytes:
 
 
 def _internet_sockets(call: int) -> bytes:
-    """Stands there, too: a list of pairs takes libseccomp three times as many instructions, for each job to load.
+    """Stands there, too: libseccomp would take many more instructions for it, and each job has them loaded.
 
     For any other type and protocol the kernel starts a program of the host to look for a module: more of the kernel
     than jobs need, and work that is nobody's.

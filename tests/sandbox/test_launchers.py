@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from shell_service.sandbox import Command, SandboxError, process, seccomp, uids
+from shell_service.sandbox import Command, Process, SandboxError, process, seccomp, uids
+from shell_service.sandbox.launcher import CROWD, CROWD_NICE, FEW_NICE
 from shell_service.sandbox.order import order
 from shell_service.sandbox.protocol import Order
 from tests.sandbox.support import (
@@ -288,3 +289,28 @@ def test_where_no_sandbox_can_be_made_nothing_runs(obstacle: Callable[[], None],
         finally:
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this kernel does not share by sessions")
+def test_a_crowd_of_jobs_has_less_of_the_processors_than_few() -> None:
+    def nice(one: Process) -> int:
+        return int(Path(f"/proc/{parent(one.pid)}/autogroup").read_text().split()[-1])
+
+    async def main() -> None:
+        async with sandbox() as made:
+            launcher = await made.prepare(1)
+            held = [await launcher.start(command("/bin/sh", b"exit"))]
+            assert nice(held[0]) == FEW_NICE
+            async with asyncio.timeout(20):
+                while nice(held[0]) != CROWD_NICE:  # maybe not with the fifth: other tests may do it, too, or had done
+                    held.append(await launcher.start(command("/bin/sh", b"exit")))
+                assert len(held) > CROWD
+                for one in held[1:]:
+                    one.go()
+                    await finish(one)
+                while nice(held[0]) != FEW_NICE:
+                    await execute(launcher, "exit")
+            held[0].go()
+            await finish(held[0])
+
+    run(main())
