@@ -168,7 +168,7 @@ def test_the_answer_to_a_claim_is_lost(postgres: EmbeddedServer, tmp_path: Path)
         wire.close()
 
 
-@pytest.mark.parametrize("mark", [b"SET started_at", b"DELETE FROM running_job"], ids=["start", "end"])
+@pytest.mark.parametrize("mark", [b"start_jobs(", b"finish_jobs("], ids=["start", "end"])
 def test_the_answer_to_a_report_is_lost(postgres: EmbeddedServer, tmp_path: Path, mark: bytes) -> None:
     with postgres.database() as url:
         wire = Cut(url, tmp_path / "wire", mark)
