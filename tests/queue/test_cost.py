@@ -163,3 +163,19 @@ def test_a_cancel_reads_what_it_cancels(transact: Transactions, user: int) -> No
     ids = [job_id for _ in range(5) for job_id in transact(add_jobs, user, 1000)]
     read = rows_read(transact, lambda session: queue.cancel(session, ids[:500], "alice"))
     assert read["job"] <= 3 * 500
+
+
+def test_an_end_reads_its_own_job(transact: Transactions, user: int, runner: Enlisted) -> None:
+    """The same of those that end: it took all that wait for few, and walked them for each."""
+    transact.sql("ALTER TABLE job SET (autovacuum_enabled = off)")
+    fill(transact, 0, 10, 1000)
+    with transact.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE"))
+    for _ in range(5):
+        transact(add_jobs, user, 1000)
+    results = [
+        Result(claim.job_id, claim.fence, "COMPLETED", "exit code 0", "runner_00")
+        for claim in transact(runner.claim, 4)
+    ]
+    read = rows_read(transact, lambda session: queue.finish(results).on(session))
+    assert read["job"] <= 3 * len(results)
