@@ -210,6 +210,25 @@ def test_subordinate_uids_that_cannot_be_had_are_done_without_at_the_start_only(
     run(main())
 
 
+def test_what_fails_once_for_another_reason_takes_nobody_s_uid(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = uids.Subordinate(100_000, 100_000, 65_536, ("/bin/false", "/bin/false"))
+    monkeypatch.setattr(uids, "choose", lambda base: found)
+    program, failures = seccomp.program, [OSError("it passes")]
+
+    def fails_once(system_v: bool) -> bytes:
+        if failures:
+            raise failures.pop()
+        return program(system_v)
+
+    async def main() -> None:
+        async with sandbox() as made:
+            await made.self_test(LIMITS)
+            assert made.facts()["uids"] == "subordinate"
+
+    monkeypatch.setattr(seccomp, "program", fails_once)
+    run(main())
+
+
 def test_the_self_test_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> str | None:
         async with sandbox() as made:
