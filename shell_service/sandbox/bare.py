@@ -38,7 +38,7 @@ class Bare:
         kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
         remove_left()
 
-    def enclose(self, order: Order) -> Sequence[str]:
+    def enclose(self, order: Order) -> Sequence[int]:
         """There is nothing to leave."""
         return ()
 

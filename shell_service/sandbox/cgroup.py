@@ -107,7 +107,7 @@ class Group:
         """Move a process here, and with it all that it will start. Raises OSError."""
         _write(self._folder / "cgroup.procs", str(pid))
 
-    def read(self, enough: int = 0) -> Usage:
+    def read(self, enough: int = 0, most: int = 0) -> Usage:
         """What they use now; processes that the kernel refused count as wanted."""
         try:
             memory = self._fields("memory.stat")

@@ -63,8 +63,10 @@ class Usage:
 class Source(Protocol):
     """Something that can tell what a job uses."""
 
-    def read(self, enough: int) -> Usage:
+    def read(self, enough: int, most: int) -> Usage:
         """What it uses now; where it takes effort to tell exactly, that is made for more memory than `enough`.
+
+        Of one that has more processes than `most` not much else has to be told, but that soon.
 
         It takes tens of milliseconds at most: as long as the answer's `unseen` is not 0, the next look goes on there.
         """
@@ -119,7 +121,7 @@ class Watch:
         last, before = Usage(), time.monotonic() - _FIRST
         while True:
             try:
-                usage, cost = await loop.run_in_executor(self._thread, _read, self._source, self._limits.memory)
+                usage, cost = await loop.run_in_executor(self._thread, _read, self._source, self._limits)
             except Exception:  # never expected; a job must not go unwatched for it
                 logger.exception("looking at a job")
                 usage, cost = last, 0.0
@@ -132,10 +134,10 @@ class Watch:
             await asyncio.sleep(max(_SHORTEST, wish, cost / (_HURRY if usage.unseen else _SHARE)))
 
 
-def _read(source: Source, enough: int) -> tuple[Usage, float]:
+def _read(source: Source, limits: JobLimits) -> tuple[Usage, float]:
     """What a job uses, and how many seconds of processor time it took to see that."""
     began = time.thread_time()
-    return source.read(enough), time.thread_time() - began
+    return source.read(limits.memory, limits.processes), time.thread_time() - began
 
 
 def _until(limits: JobLimits, last: Usage, usage: Usage, seconds: float) -> float:

@@ -18,7 +18,7 @@ SIGKILL, SIGTERM, SIGCHLD, SIGSTOP = 9, 15, 17, 19
 SIGNALS = tuple(number for number in range(1, 65) if number not in (32, 33))  # those two are the C library's
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 0x1, 0x2, 0x4, 0x8
-MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 0x20, 0x1000, 0x4000, 0x40000
+MS_REMOUNT, MS_BIND, _MS_MOVE, MS_REC, MS_PRIVATE = 0x20, 0x1000, 0x2000, 0x4000, 0x40000
 _MNT_DETACH = 2
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
@@ -30,7 +30,7 @@ _CLOSE_RANGE, _PIDFD_GETFD, _MOUNT_SETATTR = 436, 438, 442
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446
 _TUNATTACHFILTER = 0x401054D5
 
-CAP_SYS_ADMIN, CAP_SETFCAP = 21, 31
+CAP_SYS_CHROOT, CAP_SYS_ADMIN, CAP_SETFCAP = 18, 21, 31
 _CAPABILITIES = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, of this process
 
 _long = ctypes.c_long
@@ -83,6 +83,16 @@ def change_root(path: bytes) -> None:
     _check(_libc.syscall(_long(_PIVOT_ROOT), b".", b"."), "pivot_root")
     _check(_libc.umount2(b".", _MNT_DETACH), "umount2")
     os.chdir("/")
+
+
+def cover_root() -> None:
+    """Makes the mount that is the working directory this process's root, on top of the old one.
+
+    Only who may mount, or change the root, could reach what is below. Unlike `change_root` it takes nothing away, for
+    which the kernel would wait: see `remains`.
+    """
+    mount(b".", b"/", None, _MS_MOVE)
+    os.chroot(".")
 
 
 def prctl(option: int, value: int) -> None:

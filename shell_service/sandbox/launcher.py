@@ -99,8 +99,8 @@ def isolate(setup: Setup, control: _socket.socket, frames: bytes | None = None) 
     root.leave_network()
     if way_out and frames is not None:
         way_out.connect(frames)
-    # In a user namespace of its own. The second is needed to hand its user on to those of jobs.
-    kernel.limit_capabilities(kernel.CAP_SYS_ADMIN, kernel.CAP_SETFCAP)
+    # In a user namespace of its own. The last is needed to hand its user on to those of jobs.
+    kernel.limit_capabilities(kernel.CAP_SYS_CHROOT, kernel.CAP_SYS_ADMIN, kernel.CAP_SETFCAP)
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
     return way_out

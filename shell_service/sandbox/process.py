@@ -38,13 +38,12 @@ from .protocol import (
     TERMINATE,
     Setup,
 )
+from .remains import Remains
 
 #: Seconds within which a launcher, and a job up to its gate, must be made.
 PATIENCE = 10.0
 #: Seconds that the init gets to kill the rest before it is killed itself; and where it has files to remove, too.
 KILL_PATIENCE, CLEAN_UP_PATIENCE = 1.0, 60.0
-#: Bytes of a job's files that the event loop frees itself, within a millisecond; for more it takes a thread.
-IN_PASSING = 4 << 20
 #: Bytes that a job may be ahead of its reader; an ordinary user's pipes together may hold only so much.
 PIPE_SIZE = 1 << 20 if os.geteuid() == 0 else 1 << 18
 
@@ -73,10 +72,10 @@ class Process:
         self.pid, self.start_time = HELD_BODY.unpack(held)
         #: Non-blocking read ends of the job's pipes, which the caller closes.
         self.stdout, self.stderr = streams
-        #: For fstatvfs: all file systems that it can write to, which are in memory. Closed when it has ended.
-        self.file_systems: tuple[int, ...]
         self._pidfd, *others = descriptors
-        self.file_systems = tuple(others)
+        #: For fstatvfs: all file systems that it can write to, which are in memory. Closed when it has ended.
+        self.file_systems = tuple(others[: len(FOLDERS)])
+        self._mounts = tuple(others[len(FOLDERS) :])
         self._launcher, self._number, self._sock = launcher, number, sock
         self._started = False
         self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
@@ -131,24 +130,15 @@ class Process:
         self._pidfd = -1
         used = cpu_seconds, peak_memory_bytes, written_bytes
         full = dict(filter(None, map(_full, FOLDERS, self.file_systems)))
-        self._free(Exit(return_code, number, *used, ended_at, full, lost))
+        self._remove(Exit(return_code, number, *used, ended_at, full, lost))
 
-    def _free(self, ended: Exit) -> None:
-        """Lets go of the job's files: nobody else holds them, so it is here that the kernel frees their memory."""
+    def _remove(self, ended: Exit) -> None:
         file_systems, self.file_systems = self.file_systems, ()
-
-        def close() -> None:
-            for descriptor in file_systems:
-                os.close(descriptor)
-
-        def freed(_: object = None) -> None:
-            self._exit.set_result(ended)
-
-        if sum(map(_effort, file_systems)) < IN_PASSING:
-            close()
-            freed()
+        going = self._launcher.remains.remove(file_systems, self._mounts)
+        if going:
+            going.add_done_callback(lambda _: self._exit.set_result(ended))
         else:
-            asyncio.get_running_loop().run_in_executor(None, close).add_done_callback(freed)
+            self._exit.set_result(ended)
 
 
 class Launcher:
@@ -162,6 +152,7 @@ class Launcher:
         map_user: Callable[[int], Awaitable[None]],
         on_use: Callable[[Launcher], None],
         idle_seconds: float,
+        remains: Remains,
     ) -> None:
         """`map_user` is given the pid of a launcher that has entered its user namespace, if `setup` says so.
 
@@ -169,6 +160,7 @@ class Launcher:
         """
         self._setup, self._filters, self._network, self._map_user = setup, filters, network, map_user
         self._on_use, self._idle_seconds = on_use, idle_seconds
+        self.remains = remains
         self.kill_patience = CLEAN_UP_PATIENCE if setup.way == Setup.BARE else KILL_PATIENCE
         self._numbers = itertools.count(1)
         self._starting = 0
@@ -379,12 +371,6 @@ def kill_leftover(pid: int, start_time: int) -> bool:
         return False
     finally:
         os.close(pidfd)
-
-
-def _effort(file_system: int) -> int:
-    """About how many bytes there are to be freed with a file system; a file by itself costs as much as a page."""
-    status = os.fstatvfs(file_system)
-    return (status.f_blocks - status.f_bfree) * status.f_frsize + (status.f_files - status.f_ffree) * 4096
 
 
 def _full(path: str, file_system: int) -> tuple[str, int] | None:

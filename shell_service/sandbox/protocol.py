@@ -8,8 +8,8 @@ On the launcher's control socket (SEQPACKET, so a message is a datagram that arr
 - then START with the descriptors of one job, and TERMINATE; answered, when all of a job is gone, by ENDED;
 - RESTRICT with another filter of frames, unanswered.
 
-On a job's own socket: its init sends HELD, with a pidfd of itself and the job's file systems, or FAILED; the runner
-sends GO; the init REPORT.
+On a job's own socket: its init sends HELD, with a pidfd of itself, the job's file systems and its mounts, or FAILED; the
+  the runner sends GO; the init REPORT.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from .command import UNAVAILABLE, NoNetwork, SandboxError
 from .network import Network
 from .process import Launcher, memory_file
 from .protocol import Setup
+from .remains import Remains
 from .slirp import NO_PROGRAM
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class Sandbox:
         self._uids = uids.choose(options.uid_base) if self._walls else uids.Shared()
         self._tested = False
         self._missing: str | None = None
+        self._remains = Remains()
         self._launchers: dict[tuple[int, bool], Launcher] = {}  # by user and whether there is a way out
         self._filters: list[int] = []
         self._network: Network | None = None
@@ -173,7 +175,15 @@ class Sandbox:
             self._evict(launcher)
 
         way_out = self._way_out() if network else None
-        return Launcher(setup, self._filters, way_out, lambda pid: ids.map(pid, user_id), used, o.launcher_idle_seconds)
+        return Launcher(
+            setup,
+            self._filters,
+            way_out,
+            lambda pid: ids.map(pid, user_id),
+            used,
+            o.launcher_idle_seconds,
+            self._remains,
+        )
 
     def _way_out(self) -> Network:
         if self._network is None:

@@ -38,26 +38,32 @@ class Tree:
         self._at_least = 0  # bytes, as far as that look got
         self._unseen = 0.0  # seconds that it has taken so far
 
-    def read(self, enough: int) -> Usage:
+    def read(self, enough: int, most: int = _MOST) -> Usage:
         """What they use now. More memory than `enough` is looked at closely: by a part at a time if that takes long.
 
         The kernel's counters tell the rest soon. As long as a look is not at its end there is at least what it has
-        found, and what one process has for itself.
+        found, and what one process has for itself. With more processes and threads than `most`, no more than that is
+        told of memory.
         """
         began = time.thread_time()
         processes, tasks = self._processes()
+        if tasks > most:
+            return Usage(tasks, memory=self._least(processes))
         self._living = frozenset(processes)
         cpu = self._processor_time.read(processes)
         memory = self._go_on(processes, enough, max(_SLICE, time.thread_time() - began))
         if memory is None:
-            private = max((shares.held(pid).private for pid in processes), default=0)
-            memory = max(self._at_least, self._stored() + private)
+            memory = max(self._at_least, self._least(processes))
         return Usage(tasks, cpu, memory, self._unseen)
 
     def forget(self) -> None:
         """Lets go of what an unfinished look has open."""
         if self._look:
             self._look.close()
+
+    def _least(self, processes: Sequence[int]) -> int:
+        """Bytes that there are at least: of files, and of one process by itself."""
+        return self._stored() + max((shares.held(pid).private for pid in processes), default=0)
 
     def _go_on(self, processes: Sequence[int], enough: int, seconds: float) -> int | None:
         """Goes on with a look, or begins one; what it has found when it is at its end."""

@@ -58,11 +58,12 @@ class Walls:
         page, shared = os.sysconf("SC_PAGE_SIZE"), setup.shm_size  # as much as there: it is no process's memory either
         self._system_v = (("shmall", b"%d" % -(-shared // page)), *SYSTEM_V)
 
-    def enclose(self, order: Order) -> Sequence[str]:
-        """Leaves all but the job's own files; returns the folders that it can write to, each a file system."""
+    def enclose(self, order: Order) -> Sequence[int]:
+        """Leaves all but the job's own files; returns descriptors of `FOLDERS`, and one of all that is mounted."""
         _socket.sethostname("job")
         if not self._limit_system_v():
             self._filter = self._filter_system_v
+        mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY)
         self._host_proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
         os.chdir(root.ROOT)
         # Read-only: else a job could make itself the last that the kernel ends where memory is short.
@@ -79,9 +80,9 @@ class Walls:
             for name, value in order.secrets.items():
                 root.write(b"run/job/secrets/" + name, value, 0o400)
         kernel.mount(None, b"run/job", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
-        kernel.change_root(root.ROOT)
+        kernel.cover_root()
         os.chdir("/job")
-        return FOLDERS
+        return [*(os.open(path, os.O_PATH) for path in FOLDERS), mounts]
 
     def lock(self, order: Order) -> None:
         """From here on this process can do no more than the script."""

@@ -23,7 +23,7 @@ class Endless:
     def __init__(self) -> None:
         self.unseen = 0.0
 
-    def read(self, enough: int) -> Usage:
+    def read(self, enough: int, most: int) -> Usage:
         until = time.thread_time() + 0.02
         while time.thread_time() < until:
             pass
@@ -40,7 +40,7 @@ class Bomb:
     def __init__(self, *usages: Usage) -> None:
         self._usages: Iterator[Usage] = iter(usages)
 
-    def read(self, enough: int) -> Usage:
+    def read(self, enough: int, most: int) -> Usage:
         return next(self._usages)
 
     def forget(self) -> None:

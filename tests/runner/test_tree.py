@@ -213,6 +213,16 @@ os.wait()
         eventually(lambda: found.read(0).processes == 6 + 1)  # when the one between has gone
 
 
+def test_a_crowd_is_told_at_once_and_never_with_more_memory_than_it_has() -> None:
+    """Copies of a process share all that neither has changed."""
+    with tree(COPIES, 4) as found:
+        known, crowd = all_seen(found), found.read(0, most=3)
+        assert crowd.processes == known.processes == 4
+        assert 64 * MiB < crowd.memory <= known.memory
+        assert (crowd.cpu_seconds, crowd.unseen) == (0, 0)
+        assert all_seen(found).memory == known.memory
+
+
 def test_processor_time_counts_of_the_living_and_of_the_dead() -> None:
     program = """
 def burn():
