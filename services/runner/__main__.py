@@ -90,7 +90,7 @@ async def serve(settings: Settings, folder: Path, name: str, groups: Groups | No
         loop.add_signal_handler(number, lambda: (hurry if stop.is_set() else stop).set())
     database = Database(settings.database_url, size=3, statement_timeout=settings.database.statement_timeout, wait=10.0)
     offered = shells.available(settings.shells)
-    sandbox = Sandbox(settings.sandbox)
+    sandbox = Sandbox(settings.sandbox, groups is not None)
 
     read_secrets = partial(secrets.of_claim, database, keyring)
     host = socket.gethostname()

@@ -15,6 +15,7 @@ import select
 
 from . import job, kernel, root, slirp
 from .protocol import (
+    AUTOGROUP,
     ENDED,
     ENDED_BODY,
     ENTERED,
@@ -125,14 +126,14 @@ def settle(runner: int) -> None:
 class Session:
     """Lets all jobs of a user share what one gets of the processors, however many they are, and that be little.
 
-    The kernel shares processors between sessions (autogroups; sched(7)), and a user's jobs are all in the launcher's.
-    Where it does not, as where control groups do it, the jobs' nice value counts alone.
+    The kernel shares processors between sessions (autogroups; sched(7)). All jobs of a user are in the launcher's, and
+    may not begin any. Where it does not, as where control groups do it, the jobs' nice value counts alone.
     """
 
     def __init__(self) -> None:
         self._nice = 0
         try:
-            self._file = os.open("/proc/self/autogroup", os.O_WRONLY | os.O_CLOEXEC)
+            self._file = os.open(AUTOGROUP, os.O_WRONLY | os.O_CLOEXEC)
         except OSError:  # no autogroups here
             self._file = -1
         self.share(0)

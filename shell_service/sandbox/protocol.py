@@ -8,8 +8,8 @@ On the launcher's control socket (SEQPACKET, so a message is a datagram that arr
 - then START with the descriptors of one job, and TERMINATE; answered, when all of a job is gone, by ENDED;
 - RESTRICT with another filter of frames, unanswered.
 
-On a job's own socket: its init sends HELD, with a pidfd of itself, the job's file systems and its mounts, or FAILED; the
-  the runner sends GO; the init REPORT.
+On a job's own socket: its init sends HELD, with a pidfd of itself, its file systems and all its mounts, or FAILED; the
+runner sends GO; the init REPORT.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ HELD, GO, REPORT = (bytes([kind]) for kind in range(9, 12))
 MAX_MESSAGE = 4096
 #: What a job can write to: each is a file system of its own, in memory. Their descriptors come with HELD.
 FOLDERS = ("/job", "/tmp", "/dev/shm")
+#: Of a kernel that shares processors between sessions; sched(7).
+AUTOGROUP = "/proc/self/autogroup"
 #: SIGUSR1 to an init: kill all but yourself, and report.
 KILL_ALL = 10
 

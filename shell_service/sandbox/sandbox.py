@@ -14,7 +14,7 @@ from . import seccomp, selftest, uids
 from .command import UNAVAILABLE, NoNetwork, SandboxError
 from .network import Network
 from .process import Launcher, memory_file
-from .protocol import Setup
+from .protocol import AUTOGROUP, Setup
 from .remains import Remains
 from .slirp import NO_PROGRAM
 
@@ -57,13 +57,16 @@ class Facts(TypedDict):
 class Sandbox:
     """Makes sandboxes for the jobs of one runner process, and in the thread of its event loop."""
 
-    def __init__(self, options: settings.Sandbox) -> None:
+    def __init__(self, options: settings.Sandbox, groups: bool = False) -> None:
+        """`groups`: whether control groups share the processors between jobs."""
         self._options = options
         self._walls = options.mode == "walls"
         self._uids = uids.choose(options.uid_base) if self._walls else uids.Shared()
         self._tested = False
         self._missing: str | None = None
         self._remains = Remains()
+        # Else the kernel gives each session as much of them as all of this service, and a user could make hundreds.
+        self._sessions = groups or not os.path.exists(AUTOGROUP)
         self._launchers: dict[tuple[int, bool], Launcher] = {}  # by user and whether there is a way out
         self._filters: list[int] = []
         self._network: Network | None = None
@@ -163,7 +166,7 @@ class Sandbox:
     def _new(self, user_id: int, network: bool) -> Launcher:
         if self._walls and not self._filters:
             try:
-                self._filters = [memory_file(seccomp.program(system_v)) for system_v in (True, False)]
+                self._filters = [memory_file(seccomp.program(system_v, self._sessions)) for system_v in (True, False)]
             except (ImportError, OSError, RuntimeError) as error:
                 raise SandboxError(UNAVAILABLE, f"no system call filter: {error}") from error
         o, ids = self._options, self._uids

@@ -87,6 +87,7 @@ ENOSYS = [
     "io_setup",  # of these the whole machine has a fixed number
 ]
 SYSTEM_V = ["shmget", "msgget", "semget"]
+SESSIONS = ["setsid"]
 
 # clone() with any of CLONE_NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
 NAMESPACES = (0x80, 0x20000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000)
@@ -112,8 +113,8 @@ NUMBER, ARGUMENT = 0, 16 if sys.byteorder == "little" else 20
 ERRNO = 0x00050000  # SECCOMP_RET_ERRNO
 
 
-def program(system_v: bool = True) -> bytes:
-    """An array of ``struct sock_filter``; `system_v`: whether System V IPC is allowed.
+def program(system_v: bool = True, sessions: bool = True) -> bytes:
+    """An array of ``struct sock_filter``; whether System V IPC is allowed, and to begin a session.
 
     Raises ImportError, OSError or RuntimeError where libseccomp is not there or cannot do what is needed.
     """
@@ -128,7 +129,7 @@ def program(system_v: bool = True) -> bytes:
         if libseccomp.resolve_syscall(libseccomp.Arch.NATIVE, name) >= 0:
             rules.add_rule_exactly(libseccomp.ERRNO(code), name, *(libseccomp.Arg(*c) for c in conditions))
 
-    for name in EPERM:
+    for name in (*EPERM, *(() if sessions else SESSIONS)):
         refuse(name, errno.EPERM)
     for name in (*ENOSYS, *(() if system_v else SYSTEM_V)):
         refuse(name, errno.ENOSYS)

@@ -17,7 +17,7 @@ FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"}
 def test_a_hundred_at_once(person: Callable[..., Person]) -> None:
     """Of a job that ignores them and has children: all are answered alike, and it ends once."""
     owner, mark = person(), "86429.5"
-    job = owner.api.submit(f"trap '' TERM; setsid sleep {mark} & sleep {mark} & wait; sleep {mark}")
+    job = owner.api.submit(f"trap '' TERM; sh -mc 'sleep {mark} &' & sleep {mark} & wait; sleep {mark}")
     eventually(lambda: len(processes(mark)) >= 2)
     with ThreadPoolExecutor(32) as pool:
         seen = list(pool.map(lambda _: owner.api.post(f"/api/jobs/{job['id']}/cancel").data["status"], range(100)))

@@ -24,7 +24,7 @@ BOMBS = {
     "vfork": ("python", "import os\nwhile True:\n try: os.posix_spawn('/bin/sleep', ['sleep', 'MARK'], {})\n"
               " except OSError: pass"),
     "ignoring": ("sh", "trap '' TERM INT HUP; while :; do (trap '' TERM; sleep MARK) & done"),
-    "away": ("sh", "while :; do setsid sh -c 'setsid sleep MARK &' & done"),
+    "away": ("sh", "while :; do sh -mc 'sleep MARK &' & done"),
 }  # fmt: skip
 
 

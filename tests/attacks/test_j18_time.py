@@ -15,7 +15,7 @@ SCRIPTS = {
     "multiplies": "trap 'sleep 1000 & sleep 1000 &' TERM; sleep 1000; while :; do sleep 1000; done",
     "stands still": "kill -STOP $$",
     "all stand still": "sleep 1000 & sleep 1000 & kill -STOP $! $$; kill -STOP -1",
-    "has left": "setsid sh -c 'trap \"\" TERM; sleep 1000' &\nexec setsid sh -c 'trap \"\" TERM; sleep 100; sleep 100'",
+    "has left": "sh -mc '(trap \"\" TERM; sleep 1000) &'\nexec sh -mc '(trap \"\" TERM; sleep 100; sleep 100)'",
     "spins": "trap '' TERM; while :; do :; done",
     "reads": "exec 3<>/tmp/none; mkfifo /tmp/f; trap '' TERM; read line < /tmp/f",
     "has closed": "exec 0<&- 1>&- 2>&-; trap '' TERM; sleep 1000; sleep 1000",

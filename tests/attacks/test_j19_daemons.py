@@ -16,14 +16,16 @@ from tests.waiting import eventually
 STAYERS = """
 sleep {mark} &
 nohup sleep {mark} >/dev/null 2>&1 &
-setsid sleep {mark} &
-(setsid sh -c 'trap "" TERM HUP INT; sleep {mark} & sleep {mark}' &) &
+# Sessions, or process groups where it may not have sessions.
+(setsid sleep {mark} || exec sh -mc 'sleep {mark} &') &
+(away='trap "" TERM HUP INT; sleep {mark} & sleep {mark}'; (setsid sh -c "$away" || sh -mc "($away) &") &) &
 sh -c 'trap "" TERM HUP INT QUIT; sleep {mark}' &
 (sleep {mark} & kill -STOP $!)
-(exec >/dev/null 2>&1 </dev/null; cd /; umask 0; (setsid sleep {mark} &))
+(exec >/dev/null 2>&1 </dev/null; cd /; umask 0; (setsid sleep {mark} || sh -mc 'sleep {mark} &') &)
 /usr/bin/python3 -c 'import os, signal, time
 if os.fork(): os._exit(0)
-os.setsid()
+try: os.setsid()
+except OSError: os.setpgid(0, 0)
 if os.fork(): os._exit(0)
 os.closerange(0, 1000)
 for number in range(1, 32):

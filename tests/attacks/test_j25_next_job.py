@@ -19,7 +19,7 @@ for target in /run/job/script /etc/profile /etc/bash.bashrc /etc/environment /et
 done
 mkdir -p /job/deep/a /tmp/deep; chmod 000 /job/deep /tmp/deep
 /usr/bin/python3 -I -c 'import ctypes; print(ctypes.CDLL(None).shmget(0x77, 4096, 0o1666) >= 0)'
-(setsid sleep 1000 &)
+(sh -mc 'sleep 1000 &' &)
 """
 LOOK = """
 ls -A /job /tmp /dev/shm | grep -v :$ | grep .

@@ -66,6 +66,7 @@ ENOSYS = """
 #: uretprobe and uprobe of x86_64: the kernel shows them to no filter, and kills who calls them by himself.
 UNFILTERED = {335, 336} if os.uname().machine == "x86_64" else set()
 SYSTEM_V = ["shmget", "msgget", "semget"]  # not there where nobody may limit them
+SESSIONS = ["setsid"]  # not to be had where each gets its own share of the processors
 
 
 def test_every_number(alice: Person) -> None:
@@ -84,10 +85,12 @@ for kind, arguments in (("zero", [0] * 5), ("minus one", [-1] * 5)):
     refused = {str(n): "EPERM" for n in numbers(*EPERM).values()}
     refused |= {str(n): "ENOSYS" for n in (*numbers(*ENOSYS).values(), *range(seccomp.NEWEST + 1, 700), *high)}
     system_v = {str(n) for n in numbers(*SYSTEM_V).values()}
+    sessions = {str(n) for n in numbers(*SESSIONS).values()}
     by_argument = {str(n) for n in numbers("socket", "socketpair", "clone", "personality", "ioctl").values()}
     for answers in found.values():
         assert {answer for n, answer in answers.items() if n in system_v} <= {"ENOSYS"}
-        assert {n: a for n, a in answers.items() if n not in system_v | by_argument} == refused
+        assert {answer for n, answer in answers.items() if n in sessions} <= {"EPERM"}
+        assert {n: a for n, a in answers.items() if n not in system_v | sessions | by_argument} == refused
     assert seccomp.NEWEST == 450
 
 

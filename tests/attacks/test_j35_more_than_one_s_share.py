@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
 
-from tests.attacks.jobs import findings, numbers
+from tests.attacks.jobs import findings, numbers, running, seconds_until_started
 from tests.client import Person
 
 CODE = """
@@ -71,3 +72,16 @@ def test_it_is_not_to_be_had(alice: Person) -> None:
         assert found[what] == "EPERM", what
     assert before <= time.time() < before + 60
     assert "attacked" not in (socket.gethostname(), os.uname().nodename)
+
+
+def test_nor_by_many_sessions(alice: Person, bob: Person) -> None:
+    """Where the kernel shares processors between sessions, each would get as much as the whole service."""
+    spin = "while :; do :; done"
+    spinners = f"echo up; for n in $(seq 30); do setsid sh -c '{spin}' & done; {spin}"
+    with contextlib.ExitStack() as attack:
+        for _ in range(6):
+            attack.enter_context(running(alice, spinners))
+        for _ in range(10):
+            fine = bob.api.submit("echo fine", wait=20)
+            assert (fine["status"], fine["stdout"]) == ("COMPLETED", "fine\n")
+            assert seconds_until_started(fine) < 1

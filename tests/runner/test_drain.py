@@ -45,7 +45,7 @@ def test_when_the_time_to_drain_is_over(site: Site) -> None:
         "echo begun; sleep 0.3; echo ended; exit 3",
         "trap 'echo cleaned; exit 4' TERM; echo begun; while :; do sleep 0.02; done",
         STUBBORN.format(mark=mark),
-        f"(setsid sleep {mark} >/dev/null 2>&1 &) ; echo begun; sleep {mark}",
+        f"(sh -mc 'sleep {mark} >/dev/null 2>&1 &') ; echo begun; sleep {mark}",
     )
     waiting = site.submit("echo waiting")  # all slots are taken
     runner.send(signal.SIGTERM)

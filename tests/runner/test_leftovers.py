@@ -56,7 +56,7 @@ def site(server: Server) -> Iterator[Site]:
 def test_nothing_is_left_of_a_runner_killed_at(site: Site, place: str) -> None:
     before = mounts()
     # What it leaves behind holds on: a daemon that ignores signals.
-    daemon = f"(trap '' TERM HUP; setsid setsid sleep {MARK} >/dev/null 2>&1 &)"
+    daemon = f"(trap '' TERM HUP; sh -mc 'sleep {MARK} >/dev/null 2>&1 &')"
     code = f"{daemon}; {f'exec sleep {MARK}' if place in ('running', 'terminated') else 'exit 7'}"
     site.submit(code, timeout=0.2 if place == "terminated" else 60.0)
     runner = site.start("runner", f"runner.{place}=kill")

@@ -215,8 +215,8 @@ def test_a_flood_does_not_hold_up_others(site: Site) -> None:
 @pytest.mark.parametrize(
     "leave",
     [
-        "(setsid sleep {mark} >/dev/null 2>&1 &)",
-        "(trap '' TERM HUP; setsid setsid sleep {mark} &) ",
+        "(sh -mc 'sleep {mark} >/dev/null 2>&1 &')",
+        "(trap '' TERM HUP; sh -mc 'sleep {mark} &') ",
         "sleep {mark} & kill -STOP $!",
     ],
     ids=["daemonised", "holding the pipe", "stopped"],

@@ -67,8 +67,9 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 @contextlib.asynccontextmanager
-async def sandbox(**changes: object) -> AsyncIterator[Sandbox]:
-    made = Sandbox(replace(OPTIONS, **changes))  # type: ignore[arg-type]
+async def sandbox(groups: bool = True, **changes: object) -> AsyncIterator[Sandbox]:
+    """One with these options; by default one whose jobs may begin sessions."""
+    made = Sandbox(replace(OPTIONS, **changes), groups=groups)  # type: ignore[arg-type]
     try:
         yield made
     finally:

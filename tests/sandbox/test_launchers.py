@@ -215,10 +215,10 @@ def test_what_fails_once_for_another_reason_takes_nobody_s_uid(monkeypatch: pyte
     monkeypatch.setattr(uids, "choose", lambda base: found)
     program, failures = seccomp.program, [OSError("it passes")]
 
-    def fails_once(system_v: bool) -> bytes:
+    def fails_once(*allowed: bool) -> bytes:
         if failures:
             raise failures.pop()
-        return program(system_v)
+        return program(*allowed)
 
     async def main() -> None:
         async with sandbox() as made:
@@ -238,7 +238,7 @@ def test_the_self_test_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) ->
             assert await made.self_test(LIMITS) is made.facts()["missing"] is None  # it was installed meanwhile
             return said
 
-    def missing(system_v: bool) -> bytes:
+    def missing(*allowed: bool) -> bytes:
         raise ImportError("no libseccomp")
 
     monkeypatch.setattr(seccomp, "program", missing)
@@ -251,7 +251,7 @@ def test_the_self_test_sees_a_wall_that_is_not_there(monkeypatch: pytest.MonkeyP
             return await made.self_test(LIMITS)
 
     allow = seccomp.INSTRUCTION.pack(seccomp.RETURN, 0, 0, 0x7FFF0000)
-    monkeypatch.setattr(seccomp, "program", lambda system_v: allow)
+    monkeypatch.setattr(seccomp, "program", lambda *allowed: allow)
     assert "filter" in (run(main()) or "")
 
 

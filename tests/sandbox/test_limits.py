@@ -134,7 +134,7 @@ print(libc.semget(0, 251, 0o600))
 
 def test_without_such_limits_there_is_no_system_v(monkeypatch: pytest.MonkeyPatch) -> None:
     program = seccomp.program
-    monkeypatch.setattr(seccomp, "program", lambda system_v: program(False))
+    monkeypatch.setattr(seccomp, "program", lambda *_: program(False))
     answers = calls(*((name, 0, 4096, 0o600) for name in seccomp.SYSTEM_V))
     assert set(answers) == {"ENOSYS"}
 
