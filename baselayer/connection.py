@@ -10,11 +10,12 @@ import asyncio
 import os
 import select
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Self
 
 import psycopg2
 import psycopg2.extensions
+import psycopg2.extras
 import sqlalchemy
 from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE
 
@@ -42,6 +43,7 @@ class Connection:
         self._descriptor = os.dup(raw.fileno())
         self._waiter: asyncio.Future[None] | None = None
         self._closed = False
+        self._kept: dict[str, str] = {}  # statements that the server keeps, by what they were made of
         self._loop.add_reader(self._descriptor, self._readable)
 
     @classmethod
@@ -54,11 +56,23 @@ class Connection:
         """Whether nothing can be asked any more."""
         return self._closed or bool(self._raw.closed)
 
-    async def fetch(self, sql: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        """The rows that one statement gives. Raises `psycopg2.Error`.
+    async def fetch(self, sql: str, parameters: Mapping[str, Any], kept: bool = False) -> list[tuple[Any, ...]]:
+        """The rows that one statement gives; its plan may be `kept` for the next time. Raises `psycopg2.Error`.
 
         Whoever stops waiting has to close the connection: the answer would be taken for that to the next statement.
         """
+        return await self._ask(await self._keep(sql, parameters) if kept else sql, parameters)
+
+    async def _keep(self, sql: str, names: Collection[str]) -> str:
+        """The statement that asks what is kept of another one."""
+        if sql not in self._kept:
+            name = f"kept_{len(self._kept)}"
+            numbers = {each: f"${number}" for number, each in enumerate(names, 1)}
+            await self._ask(f"PREPARE {name} AS {sql % numbers}", None)
+            self._kept[sql] = f"EXECUTE {name} ({', '.join(f'%({each})s' for each in numbers)})"
+        return self._kept[sql]
+
+    async def _ask(self, sql: str, parameters: Mapping[str, Any] | None) -> list[tuple[Any, ...]]:
         with self._raw.cursor() as cursor:
             cursor.execute(sql, parameters)
             waited = False
@@ -110,6 +124,7 @@ def _connect(dsn: str, options: Mapping[str, Any]) -> psycopg2.extensions.connec
         if not ready(raw.fileno(), events, end - time.monotonic()):
             raw.close()
             raise psycopg2.OperationalError("connection timeout expired")
+    psycopg2.extras.register_uuid(None, raw)
     return raw
 
 

@@ -60,6 +60,8 @@ _ROLLED_BACK = ("40P01", "40001")
 _TOO_SLOW = ("57014", "55P03")
 _TRIES = 4
 _MOST_WAITING = 64  # for each thread, on behalf of one; and four times as many of all
+# Plans are kept while tables grow from nothing: only walks along an index are right at both ends.
+_KEPT_PLANS = "plan_cache_mode=force_generic_plan", "enable_seqscan=off", "enable_hashjoin=off", "enable_mergejoin=off"
 _DIRECT = 2  # connections of `fetch`: one statement is short, and most of a process's are gathered into few
 
 
@@ -113,7 +115,7 @@ class Database:
         self._turns = Turns(size)
         self._waiting = 0
         self._dsn = dsn_of(url)
-        self._options = {**CONNECT_OPTIONS, "options": options}
+        self._options = {**CONNECT_OPTIONS, "options": " -c ".join((options, *_KEPT_PLANS))}
         self._patience = statement_timeout + wait  # seconds: the server, if it lives, gives up sooner
         self._direct = asyncio.Semaphore(_DIRECT)
         self._idle: list[Connection] = []
@@ -137,7 +139,7 @@ class Database:
         answered = False
         try:
             async with asyncio.timeout(self._patience):
-                rows = await connection.fetch(query.sql, query.parameters)
+                rows = await connection.fetch(query.sql, query.parameters, query.kept)
             answered = True
             return rows
         except TimeoutError:

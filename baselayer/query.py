@@ -18,12 +18,15 @@ Rows = Sequence[tuple[Any, ...]]
 class Query(Generic[R]):
     """A statement in the driver's form (``%(name)s``) with its parameters; `read` makes the result of its rows.
 
-    It runs within a transaction (`on` a session) or by itself (`Database.fetch`).
+    It runs within a transaction (`on` a session) or by itself (`Database.fetch`). Then, if it is `kept`, each
+    connection keeps it parsed and planned, which takes longer than a short one runs. Such a one has to find its rows by
+    indexes, and to say of which types its parameters are.
     """
 
     sql: str
     parameters: Mapping[str, Any]
     read: Callable[[Rows], R]
+    kept: bool = False
 
     def on(self, session: Session) -> R:
         """The result, asked for in the session's transaction."""

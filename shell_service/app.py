@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,16 +11,17 @@ from typing import Any
 
 from tornado import web
 
-from baselayer.access import Authenticator, Caller
+from baselayer.access import Authenticator
 from baselayer.batch import Batcher
 from baselayer.database import Database
 from baselayer.failpoint import FailPoints
 from baselayer.handler import NothingHere, RequestsAtHand
 from baselayer.listener import Listener
 from baselayer.metrics import RequestMetrics
-from shell_service import __version__, submissions
+from shell_service import __version__, jobs, submissions
 from shell_service.handlers import ROUTES
 from shell_service.hub import Hub
+from shell_service.jobs import Wanted
 from shell_service.output import OutputReader, OutputStore
 from shell_service.pending import Supply
 from shell_service.records import Record, Records
@@ -55,7 +55,7 @@ class App:
     submissions: Batcher[Submission, Stored]
     batches: Batcher[Submission, Stored]
     records: Records
-    lookups: Batcher[tuple[Caller, uuid.UUID], Record | None]
+    lookups: Batcher[Wanted, Record | None]
     streams: dict[int, int]  # open streams by user
     requests: RequestsAtHand
     refusals: Refusals
@@ -139,9 +139,11 @@ async def _submit(
     return results
 
 
-async def _look_up(
-    database: Database, records: Records, wanted: list[tuple[Caller, uuid.UUID]]
-) -> list[Record | Exception | None]:
+async def _look_up(database: Database, records: Records, wanted: list[Wanted]) -> list[Record | Exception | None]:
+    if sum(_SMALL if item.size is None else item.size for item in wanted) < _SMALL:
+        found = await database.fetch(jobs.look_up(wanted))
+        if all(job is None or job.status != "PENDING" for job in found):  # else there is more to ask
+            return [*await asyncio.to_thread(records.of_found, found, wanted, {})]
     return [*await database.ask(records.of, wanted)]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import uuid
-from collections.abc import Sequence
+from collections import namedtuple
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
@@ -25,12 +27,13 @@ from sqlalchemy import (
     type_coerce,
 )
 from sqlalchemy import types as sql
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, psycopg2
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from baselayer.access import Caller
 from baselayer.errors import NotFound
 from baselayer.models import User
+from baselayer.query import Query, Rows
 from baselayer.visibility import Viewer, visible
 from shell_service.models import Job, Runner, RunningJob
 
@@ -88,6 +91,14 @@ class Found:
         running = self.row.running_since is not None and self.row.running_attempt
         attempt: int = running or self.row.attempt
         return attempt
+
+
+class Wanted(NamedTuple):
+    """A job that a caller wants; `size` is that of what was submitted, in characters, where it is known."""
+
+    caller: Caller
+    job_id: uuid.UUID
+    size: int | None = None
 
 
 # -- what of a job is read: a script and its input may be megabytes ---------------------------------------------------
@@ -174,23 +185,41 @@ _BRIEF = _wide(
 )
 
 
-def find_many(
-    session: Session, wanted: Sequence[tuple[Caller, uuid.UUID]], what: Select[*tuple[Any, ...]]
-) -> list[Found | None]:
-    """For each caller and id, the job, or None where there is none that this caller may see.
+def find_many(session: Session, wanted: Sequence[Wanted], what: Select[*tuple[Any, ...]]) -> list[Found | None]:
+    """For each of these, the job, or None where there is none that this caller may see.
 
     `what` is to be read of it: `STANDING`, `RECORD` or `REQUEST`.
     """
-    rows = session.execute(
-        what,
-        {
-            "ids": [job_id for _, job_id in wanted],
-            "users": [caller.user_id for caller, _ in wanted],
-            "admins": [caller.is_admin for caller, _ in wanted],
-        },
-    )
+    return _found(wanted, session.execute(what, _parameters(wanted)))
+
+
+def _parameters(wanted: Sequence[Wanted]) -> dict[str, list[Any]]:
+    return {
+        "ids": [item.job_id for item in wanted],
+        "users": [item.caller.user_id for item in wanted],
+        "admins": [item.caller.is_admin for item in wanted],
+    }
+
+
+def _found(wanted: Sequence[Wanted], rows: Iterable[Any]) -> list[Found | None]:
     found = {(row.for_user, row.id): Found(row) for row in rows}
-    return [found.get((caller.user_id, job_id)) for caller, job_id in wanted]
+    return [found.get((item.caller.user_id, item.job_id)) for item in wanted]
+
+
+def look_up(wanted: Sequence[Wanted]) -> Query[list[Found | None]]:
+    """As `find_many` of `RECORD`, as a query."""
+    sql, row = _record_query()
+
+    def read(rows: Rows) -> list[Found | None]:
+        return _found(wanted, map(row._make, rows))
+
+    return Query(sql, _parameters(wanted), read, kept=True)
+
+
+@functools.cache
+def _record_query() -> tuple[str, type[Any]]:
+    """`RECORD` in the driver's form, and the type of its rows."""
+    return str(RECORD.compile(dialect=psycopg2.dialect())), namedtuple("Row", RECORD.selected_columns.keys())
 
 
 def find(session: Session, caller: Caller, text_id: str, what: Select[*tuple[Any, ...]] = STANDING) -> Found:
@@ -199,7 +228,7 @@ def find(session: Session, caller: Caller, text_id: str, what: Select[*tuple[Any
     Whatever is done with a job on somebody's behalf is done with what this returns.
     """
     name, job_id = parse_id(text_id)
-    found = find_many(session, [(caller, job_id)], what)[0]
+    found = find_many(session, [Wanted(caller, job_id)], what)[0]
     if found is None or found.row.name != name:
         raise NotFound
     return found

@@ -97,8 +97,8 @@ def claimed(places: Sequence[Place]) -> Query[list[Claim]]:
 
     def read(rows: Rows) -> list[Claim]:
         claims = {}
-        for text_id, limits, *details in rows:
-            place = by_id[as_uuid(text_id)]
+        for job_id, limits, *details in rows:
+            place = by_id[as_uuid(job_id)]
             whose = (place.job_id, place.user_id, place.attempt, place.fence)
             claims[place.job_id] = Claim(JobLimits(**limits), *whose, *details)
         return [claims[place.job_id] for place in places]
@@ -107,8 +107,9 @@ def claimed(places: Sequence[Place]) -> Query[list[Claim]]:
         "SELECT id, limits, name, code, shell, args, env, stdin, timeout, retries, retry_delay, network, secrets,"
         " secrets_in_env, network AND EXISTS (SELECT FROM user_limits l WHERE l.user_id = job.user_id AND l.network)"
         " FROM job WHERE id = ANY(CAST(%(ids)s AS uuid[]))",
-        {"ids": [str(place.job_id) for place in places]},
+        {"ids": [place.job_id for place in places]},
         read,
+        kept=True,
     )
 
 

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from baselayer.access import Caller
 from baselayer.fields import rfc3339
 from shell_service import jobs, pending
-from shell_service.jobs import BRIEF, Filter, Found, public_id
+from shell_service.jobs import BRIEF, Filter, Found, Wanted, public_id
 from shell_service.limits import NAMES
 from shell_service.output import OutputStore, Stream
 from shell_service.pending import Reason, Supply
@@ -37,13 +37,22 @@ class Records:
         self._supply = supply
         self._max_running = max_running
 
-    def of(self, session: Session, wanted: Sequence[tuple[Caller, uuid.UUID]]) -> list[Record | None]:
-        """For each caller and id, the whole record, or None where there is none that this caller may see."""
+    def of(self, session: Session, wanted: Sequence[Wanted]) -> list[Record | None]:
+        """For each, the whole record, or None where there is none that this caller may see."""
         found = jobs.find_many(session, wanted, jobs.RECORD)
         reasons = self._reasons(session, [job for job in found if job])
+        return self.of_found(found, wanted, reasons)
+
+    def of_found(
+        self,
+        found: Sequence[Found | None],
+        wanted: Sequence[Wanted],
+        reasons: Mapping[uuid.UUID, Reason],
+    ) -> list[Record | None]:
+        """The same of jobs that have been found already; `reasons` are of those that wait."""
         return [
             _record(job, caller, self._outputs, reasons, _TAIL) if job else None
-            for job, (caller, _) in zip(found, wanted, strict=True)
+            for job, (caller, *_) in zip(found, wanted, strict=True)
         ]
 
     def of_one(self, session: Session, caller: Caller, text_id: str) -> Record:

@@ -29,6 +29,7 @@ from shell_service import jobs, queue, schemas, submissions
 from shell_service.audit import Entry
 from shell_service.handlers.base import AppHandler, encode_cursor, job_cursor
 from shell_service.hub import Watch
+from shell_service.jobs import Wanted
 from shell_service.records import Record
 from shell_service.submissions import NewJob, Stored, Submission
 
@@ -71,28 +72,29 @@ class SubmitHandler(AppHandler):
             return self.app.records.of_new(job, call.caller, stored.limits)
         return await self.record(call.caller, stored.ids[0])
 
-    async def record(self, caller: Caller, job_id: uuid.UUID) -> Record:
-        found = await self.app.lookups.put((caller, job_id))
+    async def record(self, caller: Caller, job_id: uuid.UUID, size: int | None = None) -> Record:
+        """The whole record of a job, of which `size` is known if it was submitted just now. Raises `NotFound`."""
+        found = await self.app.lookups.put(Wanted(caller, job_id, size))
         if found is None:
             raise NotFound
         return found
 
     async def record_when_final(
-        self, call: Call, job_id: uuid.UUID, watch: Watch, seconds: float, look_first: bool
+        self, call: Call, job_id: uuid.UUID, watch: Watch, seconds: float, new: NewJob | None = None
     ) -> Record:
         """The job's record when it has ended, or, after `seconds` or when this worker is to stop, as it is then.
 
-        A job that was not stored just now may have ended before we watched it: then `look_first`.
+        One that is not `new`, and was not stored just now, may have ended before we watched it.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
-        watch.changed = watch.changed or look_first
+        watch.changed = watch.changed or new is None
         while True:
             while not (watch.changed or self.app.hub.closing) and loop.time() < end:
                 await watch.wait(end - loop.time())
             watch.changed = False
             await self.app.authenticator.authenticate(call.header("Authorization"), "")  # it may be revoked by now
-            record = await self.record(call.caller, job_id)
+            record = await self.record(call.caller, job_id, new.size if new else None)
             if record["finished_at"] is not None or loop.time() >= end or self.app.hub.closing:
                 return record
 
@@ -130,9 +132,9 @@ class Jobs(SubmitHandler):
             stored = await self.submit(call, [job], self.app.submissions, self.entry(job.public_id))
             job_id = stored.ids[0]
             if job_id == job.id:
-                return await self.record_when_final(call, job_id, watch, seconds, look_first=False)
+                return await self.record_when_final(call, job_id, watch, seconds, job)
         with self.app.hub.watch(job_id, end_only=True) as watch:
-            return await self.record_when_final(call, job_id, watch, seconds, look_first=True)
+            return await self.record_when_final(call, job_id, watch, seconds)
 
     @endpoint("jobs:read", query=schemas.ListQuery, answer=schemas.JobRecord(many=True))
     async def get(self, call: Call) -> Any:

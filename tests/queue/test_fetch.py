@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import uuid
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ import sqlalchemy
 from baselayer.database import Database, DatabaseUnavailable, OutcomeUnknown, Overloaded
 from baselayer.query import Query, Rows
 from tests.database import EmbeddedServer, Transactions
+from tests.factories import add_jobs, add_user
 from tests.waiting import eventually
 
 
@@ -75,6 +77,30 @@ def test_a_connection_is_used_again(use: Any) -> None:
         return [await database.fetch(BACKEND) for _ in range(3)]
 
     assert len({found[0][0] for found in use(act)}) == 1
+
+
+def test_what_is_kept_is_planned_once(use: Any, transact: Transactions) -> None:
+    """By each connection, and for whatever it is asked."""
+
+    def count(ids: list[uuid.UUID], most: int) -> Query[list[tuple[Any, ...]]]:
+        sql = "SELECT count(*) FROM job WHERE id = ANY(CAST(%(ids)s AS uuid[])) AND priority <= %(most)s"
+        return Query(sql, {"ids": ids, "most": most}, rows, kept=True)
+
+    user = transact(add_user)
+    ids = transact(add_jobs, user, 3, priority=1)
+
+    async def act(database: Database) -> None:
+        assert [await database.fetch(count(wanted, most)) for wanted, most in ((ids[1:], 1), (ids, 0), ([], 1))] == [
+            [(2,)], [(0,)], [(0,)]
+        ]  # fmt: skip
+        plans = query("SELECT generic_plans, custom_plans FROM pg_prepared_statements WHERE statement ~ 'count'")
+        assert await database.fetch(plans) == [(3, 0)]
+        ((pid,),) = await database.fetch(BACKEND)
+        transact.sql("SELECT pg_terminate_backend(:pid)", pid=pid)
+        await asyncio.to_thread(eventually, lambda: pid not in connected(transact))
+        assert await database.fetch(count(ids, 1)) == [(3,)]
+
+    use(act)
 
 
 def test_many_at_once_share_few_connections(use: Any, transact: Transactions) -> None:
