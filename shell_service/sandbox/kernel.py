@@ -99,6 +99,13 @@ def prctl(option: int, value: int) -> None:
     _check(_libc.prctl(option, ctypes.c_ulong(value), _long(0), _long(0), _long(0)), f"prctl {option}")
 
 
+def end_with_parent(parent: int) -> None:
+    """Has this process killed when its parent, or the thread there that started it, ends. Raises OSError if it has."""
+    prctl(PR_SET_PDEATHSIG, SIGKILL)
+    if os.getppid() != parent:
+        raise ProcessLookupError("the parent has ended")
+
+
 def close_all_but(*kept: int) -> None:
     """Closes every descriptor above the standard streams, but not these."""
     # os.closerange() would do it one by one where Python was built for an old C library.

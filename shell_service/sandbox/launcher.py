@@ -1,6 +1,6 @@
 """The launcher: a small process, one per user, that starts this user's jobs.
 
-Run by the runner as a program of its own with nothing but a control socket (see `protocol`). It holds the user's uid, a
+Forked from the spawner, it has nothing but a control socket to the runner (see `protocol`). It holds the user's uid, a
 network namespace that only this user's jobs share, and a mount namespace with little but the jobs' read-only root, so
 that what remains for each job is cheap. It imports nothing that it can do without: every job is a fork of it.
 """
@@ -24,9 +24,11 @@ from .protocol import (
     JOB,
     MAPPED,
     MAX_MESSAGE,
+    PID,
     READY,
     RESTRICT,
     START,
+    STARTED,
     TERMINATE,
     Setup,
 )
@@ -46,12 +48,14 @@ FEW_NICE, CROWD_NICE = 5, 15
 
 def main(fd: int) -> None:
     """Serves until the runner closes the control socket."""
-    runner = os.getppid()
+    spawner = os.getppid()
     os.setsid()
     session = Session()
     os.umask(0o022)
-    kernel.ignore_interrupts()
     control = _socket.socket(fileno=fd)
+    pidfd = os.pidfd_open(os.getpid())
+    control.sendmsg([STARTED + PID.pack(os.getpid())], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, INT.pack(pidfd))])
+    os.close(pidfd)
     data, descriptors = receive(control)
     try:
         setup = Setup.unpack(data)
@@ -65,7 +69,7 @@ def main(fd: int) -> None:
         else:
             way_out = isolate(setup, control, *programs[2:])
             walls = Walls(setup, programs[:2])
-        settle(runner)
+        settle(spawner)
         start = job.Start(walls)
     except Exception as error:
         # No traceback: with the root changed, its module can be out of reach.
@@ -107,20 +111,16 @@ def isolate(setup: Setup, control: _socket.socket, frames: bytes | None = None) 
     return way_out
 
 
-def settle(runner: int) -> None:
-    """What holds for all jobs alike, and the end with the runner's."""
+def settle(spawner: int) -> None:
+    """What holds for all jobs alike, and the end with the spawner's."""
     for limit in (resource.RLIMIT_MEMLOCK, resource.RLIMIT_MSGQUEUE, resource.RLIMIT_RTPRIO, resource.RLIMIT_NICE):
         resource.setrlimit(limit, (0, 0))
     # Of a limit of 0 the kernel takes no notice where it pipes core dumps into a program of the host; 1 forbids it.
     core = 1 if resource.getrlimit(resource.RLIMIT_CORE)[1] else 0
     resource.setrlimit(resource.RLIMIT_CORE, (core, core))
-    kernel.prctl(kernel.PR_SET_PDEATHSIG, kernel.SIGKILL)
-    if os.getppid() != runner:
-        raise ProcessLookupError("the runner has ended")
+    kernel.end_with_parent(spawner)
     kernel.set_name(b"job-launcher")
-    gc.collect()
     gc.freeze()
-    gc.disable()
 
 
 class Session:

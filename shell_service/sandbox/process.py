@@ -23,6 +23,7 @@ from .protocol import (
     ENDED_BODY,
     ENTERED,
     FOLDERS,
+    FORK,
     GO,
     HELD,
     HELD_BODY,
@@ -30,11 +31,13 @@ from .protocol import (
     KILL_ALL,
     MAPPED,
     MAX_MESSAGE,
+    PID,
     READY,
     REPORT,
     REPORT_BODY,
     RESTRICT,
     START,
+    STARTED,
     TERMINATE,
     Setup,
 )
@@ -49,7 +52,7 @@ PIPE_SIZE = 1 << 20 if os.geteuid() == 0 else 1 << 18
 
 BOOT = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from shell_service.sandbox.launcher import main; main(int(sys.argv[2]))"
+    "from shell_service.sandbox.spawner import main; main(int(sys.argv[2]))"
 )
 SOURCE = Path(__file__).resolve().parent.parent.parent
 
@@ -141,11 +144,61 @@ class Process:
             self._exit.set_result(ended)
 
 
+class Spawner:
+    """The process of which launchers are forked; started when first needed, and again when it has died."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._requests: socket.socket | None = None
+
+    def fork(self, control: socket.socket) -> None:
+        """Has a launcher begin on this socket, or, where there can be none, closed. Raises OSError.
+
+        To be called in the thread with which all launchers shall die: the loop's.
+        """
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        assert self._requests is not None
+        socket.send_fds(self._requests, [FORK], [control.fileno()])
+
+    def _start(self) -> None:
+        self._hang_up()
+        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._requests.setblocking(False)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", BOOT, str(SOURCE), str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                env={},
+                cwd="/",
+            )
+
+    def _hang_up(self) -> None:
+        if self._requests is not None:
+            self._requests.close()
+            self._requests = None
+
+    async def close(self) -> None:
+        """Ends the process, and with it all launchers."""
+        process, self._process = self._process, None
+        self._hang_up()
+        if process is not None:
+            try:
+                await asyncio.to_thread(process.wait, PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
 class Launcher:
     """A user's launcher process; started when first needed, and again when it has died."""
 
     def __init__(
         self,
+        spawner: Spawner,
         setup: Setup,
         filters: Sequence[int],
         network: Network | None,
@@ -158,7 +211,8 @@ class Launcher:
 
         With `network` the jobs' network has a way out.
         """
-        self._setup, self._filters, self._network, self._map_user = setup, filters, network, map_user
+        self._spawner, self._setup, self._filters = spawner, setup, filters
+        self._network, self._map_user = network, map_user
         self._on_use, self._idle_seconds = on_use, idle_seconds
         self.remains = remains
         self.kill_patience = CLEAN_UP_PATIENCE if setup.way == Setup.BARE else KILL_PATIENCE
@@ -167,7 +221,7 @@ class Launcher:
         self._jobs: dict[int, Process | None] = {}
         self._connection: asyncio.Task[None] | None = None
         self._control: socket.socket | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._pidfd = -1
         self._idle: asyncio.TimerHandle | None = None
 
     @property
@@ -204,7 +258,6 @@ class Launcher:
 
     async def _start(self, command: Command) -> Process:
         assert self._control is not None
-        loop = asyncio.get_running_loop()
         number = next(self._numbers)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
@@ -220,18 +273,13 @@ class Launcher:
             socket.send_fds(self._control, [START + JOB.pack(number)], fds)
             given.close()
             self._jobs[number] = None
-            held: asyncio.Future[None] = loop.create_future()
-            loop.add_reader(ours.fileno(), _wake, held)
             try:
                 async with asyncio.timeout(PATIENCE):
-                    await held
+                    message, descriptors = await _receive(ours)
             except TimeoutError:
                 if not any(self._jobs.values()):
                     self.close()  # it hangs, and nobody else needs it
                 raise SandboxError(UNAVAILABLE, f"the sandbox was not made within {PATIENCE:g} s") from None
-            finally:
-                loop.remove_reader(ours.fileno())
-            message, descriptors, _, _ = socket.recv_fds(ours, MAX_MESSAGE, 8)
             for descriptor in descriptors:
                 kept.callback(os.close, descriptor)
             if message[:1] != HELD or not descriptors:
@@ -284,36 +332,44 @@ class Launcher:
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
+        pidfd = -1
         try:
             with theirs:
-                self._process = _program(theirs.fileno())
-            _reap(loop, self._process)
-            frames = self._network.frames if self._network else None
-            with contextlib.ExitStack() as sent:
-                descriptors = [*self._filters]
-                if frames is not None:
-                    descriptors.append(memory_file(frames))
-                    sent.callback(os.close, descriptors[-1])
-                socket.send_fds(ours, [self._setup.pack()], descriptors)
+                self._spawner.fork(theirs)
             async with asyncio.timeout(PATIENCE):
+                message, descriptors = await _receive(ours)
+                if message[:1] != STARTED or not descriptors:
+                    raise SandboxError(UNAVAILABLE, "no launcher could be forked")
+                pidfd = descriptors[0]
+                frames = self._introduce(ours)
                 answer = await loop.sock_recv(ours, MAX_MESSAGE)
                 if answer == ENTERED:
-                    await self._map_user(self._process.pid)
+                    await self._map_user(*PID.unpack(message[1:]))
                     ours.send(MAPPED)
                     answer = await loop.sock_recv(ours, MAX_MESSAGE)
             if answer[:1] != READY:
                 raise SandboxError(UNAVAILABLE, answer[1:].decode(errors="replace") or "the launcher died at its start")
         except BaseException as error:
             ours.close()
-            if self._process is not None:
-                self._process.kill()
+            _kill(pidfd)
             if isinstance(error, (OSError, TimeoutError)):
                 raise SandboxError(UNAVAILABLE, f"starting a launcher: {error!r}") from error
             raise
-        self._control = ours
+        self._pidfd, self._control = pidfd, ours
         loop.add_reader(ours.fileno(), self._on_message, ours)
         if self._network and self._network.frames != frames:  # they changed meanwhile
             self.restrict(self._network.frames)
+
+    def _introduce(self, control: socket.socket) -> bytes | None:
+        """Tells the launcher what it is to be; returns the filter of frames that it was given, if any."""
+        frames = self._network.frames if self._network else None
+        with contextlib.ExitStack() as sent:
+            descriptors = [*self._filters]
+            if frames is not None:
+                descriptors.append(memory_file(frames))
+                sent.callback(os.close, descriptors[-1])
+            socket.send_fds(control, [self._setup.pack()], descriptors)
+        return frames
 
     def _on_message(self, control: socket.socket) -> None:
         try:
@@ -332,8 +388,8 @@ class Launcher:
             self._lost(control)
 
     def _lost(self, control: socket.socket) -> None:
-        if self._process is not None:
-            self._process.kill()  # with it go all its jobs; unless it is dead already
+        pidfd, self._pidfd = self._pidfd, -1
+        _kill(pidfd)  # with it go all its jobs; unless it is dead already
         asyncio.get_running_loop().remove_reader(control.fileno())
         control.close()
         self._control = None
@@ -390,17 +446,17 @@ def memory_file(data: bytes) -> int:
     return fd
 
 
-def _program(control: int) -> subprocess.Popen[bytes]:
-    """The launcher's program, on this descriptor. To be called in the thread with which it shall die: the loop's."""
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", BOOT, str(SOURCE), str(control)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        pass_fds=(control,),
-        env={},
-        cwd="/",
-    )
+async def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
+    """The next message and its descriptors; an empty one is the end."""
+    loop = asyncio.get_running_loop()
+    come: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(sock.fileno(), _wake, come)
+    try:
+        await come
+    finally:
+        loop.remove_reader(sock.fileno())
+    message, descriptors, _, _ = socket.recv_fds(sock, MAX_MESSAGE, 8)
+    return message, descriptors
 
 
 def _wake(future: asyncio.Future[None]) -> None:
@@ -408,12 +464,9 @@ def _wake(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-def _reap(loop: asyncio.AbstractEventLoop, process: subprocess.Popen[bytes]) -> None:
-    pidfd = os.pidfd_open(process.pid)
-
-    def ended() -> None:
-        loop.remove_reader(pidfd)
+def _kill(pidfd: int) -> None:
+    """Ends a process, if there is one, and lets go of it."""
+    if pidfd >= 0:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         os.close(pidfd)
-        process.wait()
-
-    loop.add_reader(pidfd, ended)

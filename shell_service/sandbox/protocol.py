@@ -1,10 +1,13 @@
 """What the runner and a launcher say to each other; both ends run the same version on the same machine.
 
+To the spawner, of which launchers are forked, the runner says FORK with the control socket of another one.
+
 On the launcher's control socket (SEQPACKET, so a message is a datagram that arrives in order):
 
-- first SETUP to the launcher, with the two system call filters as descriptors, and the filter of frames as a third if
-  its network is to have a way out; answered by READY or FAILED; in between, where the runner has to map the launcher's
-  user, by ENTERED, to which the runner says MAPPED;
+- first STARTED by the launcher, with a pidfd of itself;
+- then SETUP to it, with the two system call filters as descriptors, and the filter of frames as a third if its network
+  is to have a way out; answered by READY or FAILED; in between, where the runner has to map the launcher's user, by
+  ENTERED, to which the runner says MAPPED;
 - then START with the descriptors of one job, and TERMINATE; answered, when all of a job is gone, by ENDED;
 - RESTRICT with another filter of frames, unanswered.
 
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 READY, FAILED, ENTERED, MAPPED, START, TERMINATE, ENDED, RESTRICT = (bytes([kind]) for kind in range(1, 9))
-HELD, GO, REPORT = (bytes([kind]) for kind in range(9, 12))
+HELD, GO, REPORT, FORK, STARTED = (bytes([kind]) for kind in range(9, 14))
 MAX_MESSAGE = 4096
 #: What a job can write to: each is a file system of its own, in memory. Their descriptors come with HELD.
 FOLDERS = ("/job", "/tmp", "/dev/shm")
@@ -31,6 +34,7 @@ AUTOGROUP = "/proc/self/autogroup"
 KILL_ALL = 10
 
 INT = struct.Struct("i")  # a descriptor
+PID = struct.Struct("<i")
 JOB = struct.Struct("<Q")  # the runner's number of a job
 HELD_BODY = struct.Struct("<iQ")  # pid, start time
 # Wait status, when that was on the monotonic clock, CPU seconds, largest resident set in bytes, bytes written.

@@ -13,7 +13,7 @@ from shell_service.limits import JobLimits
 from . import seccomp, selftest, uids
 from .command import UNAVAILABLE, NoNetwork, SandboxError
 from .network import Network
-from .process import Launcher, memory_file
+from .process import Launcher, Spawner, memory_file
 from .protocol import AUTOGROUP, Setup
 from .remains import Remains
 from .slirp import NO_PROGRAM
@@ -64,7 +64,7 @@ class Sandbox:
         self._uids = uids.choose(options.uid_base) if self._walls else uids.Shared()
         self._tested = False
         self._missing: str | None = None
-        self._remains = Remains()
+        self._spawner, self._remains = Spawner(), Remains()
         # Else the kernel gives each session as much of them as all of this service, and a user could make hundreds.
         self._sessions = groups or not os.path.exists(AUTOGROUP)
         self._launchers: dict[tuple[int, bool], Launcher] = {}  # by user and whether there is a way out
@@ -93,6 +93,7 @@ class Sandbox:
         for launcher in self._launchers.values():
             launcher.close()
         self._launchers.clear()
+        await self._spawner.close()
         if self._network is not None:
             self._network.close()
             self._network = None
@@ -179,6 +180,7 @@ class Sandbox:
 
         way_out = self._way_out() if network else None
         return Launcher(
+            self._spawner,
             setup,
             self._filters,
             way_out,

@@ -122,7 +122,8 @@ def within(stack: Stack) -> list[int]:
         if front.endswith("(slirp4netns"):  # the network of a launcher
             others.add(int(path.parent.name))
     runner = stack.pids()["runner_00"]
-    launchers = {pid for pid, parent in parents.items() if parent == runner}
+    spawners = {pid for pid, parent in parents.items() if parent == runner}
+    launchers = {pid for pid, parent in parents.items() if parent in spawners}
     found, more = set[int](), launchers
     while more := {pid for pid, parent in parents.items() if parent in more}:
         found |= more

@@ -103,12 +103,53 @@ def test_a_dead_launcher_is_replaced() -> None:
     run(main())
 
 
+def test_launchers_are_forked_from_one_process() -> None:
+    """To start a program for each would hold up all jobs meanwhile, and take four times as long."""
+
+    async def main() -> None:
+        async with sandbox() as made:
+            (spawner,) = {parent(await launcher_pid(made, user)) for user in (1, 2, 3)}
+            assert parent(spawner) == os.getpid()
+
+    run(main())
+
+
+def test_a_dead_spawner_takes_its_launchers_with_it_and_is_replaced() -> None:
+    async def main() -> None:
+        async with sandbox() as made:
+            process = await (await made.prepare(1)).start(command("/bin/sh", b"sleep 1000"))
+            process.go()
+            launcher = parent(process.pid)
+            os.kill(parent(launcher), signal.SIGKILL)
+            assert (await finish(process)).exit.lost
+            await gone(launcher)
+            await gone(process.pid)
+            assert (await execute(await made.prepare(1), "echo fine")).stdout == b"fine\n"
+            assert (await execute(await made.prepare(2), "echo fine")).stdout == b"fine\n"
+
+    run(main())
+
+
+def test_where_no_launcher_can_be_forked_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    cannot = "\n".join(("", "def fork(): raise OSError", "import os", "os.fork = fork", "main("))
+    monkeypatch.setattr(process, "BOOT", process.BOOT.replace(" main(", cannot))
+
+    async def main() -> None:
+        async with sandbox() as made:
+            with pytest.raises(SandboxError) as caught:
+                await made.prepare(1)
+            assert caught.value.detail == "no launcher could be forked"
+
+    run(main())
+
+
 def test_a_launcher_that_the_runner_lets_go_of_ends() -> None:
     async def main() -> None:
         async with sandbox() as made:
             launcher = await made.prepare(1)
             pid = await launcher_pid(made, 1)
-            launcher._process = None  # so that it is not killed, but only sees the socket's end
+            os.close(launcher._pidfd)
+            launcher._pidfd = -1  # so that it is not killed, but only sees the socket's end
             launcher.close()
             await gone(pid)
 
