@@ -60,7 +60,8 @@ _ROLLED_BACK = ("40P01", "40001")
 _TOO_SLOW = ("57014", "55P03")
 _TRIES = 4
 _MOST_WAITING = 64  # for each thread, on behalf of one; and four times as many of all
-# Plans are kept while tables grow from nothing: only walks along an index are right at both ends.
+# Of what `fetch` asks: plans are kept while tables grow from nothing, and only walks along an index are right at both
+# ends of that.
 _KEPT_PLANS = "plan_cache_mode=force_generic_plan", "enable_seqscan=off", "enable_hashjoin=off", "enable_mergejoin=off"
 _DIRECT = 2  # connections of `fetch`: one statement is short, and most of a process's are gathered into few
 
@@ -136,7 +137,7 @@ class Database:
 
     async def _fetch(self, query: Query[Any], stores: bool) -> list[tuple[Any, ...]]:
         connection = await self._connection()
-        answered = False
+        answered, usable = False, True
         try:
             async with asyncio.timeout(self._patience):
                 rows = await connection.fetch(query.sql, query.parameters, query.kept)
@@ -146,6 +147,7 @@ class Database:
             raise (OutcomeUnknown if stores else Overloaded) from None
         except psycopg2.Error as error:
             answered = bool(_state(error))
+            usable = not query.kept  # else what the connection keeps may be what is wrong
             if _state(error) in _TOO_SLOW:
                 raise Overloaded("The database took too long; try again in a moment.") from error
             if not (is_disconnect(error) or connection.broken):
@@ -153,7 +155,7 @@ class Database:
             _warn(error)
             raise (OutcomeUnknown if stores and not answered else DatabaseUnavailable) from error
         finally:
-            if answered and not connection.broken:
+            if answered and usable and not connection.broken:
                 self._idle.append(connection)
             else:  # its answer may still come, and would be taken for that to another statement
                 connection.close()

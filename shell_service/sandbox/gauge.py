@@ -66,7 +66,7 @@ class Source(Protocol):
     def read(self, enough: int, most: int) -> Usage:
         """What it uses now; where it takes effort to tell exactly, that is made for more memory than `enough`.
 
-        Of one that has more processes than `most` not much else has to be told, but that soon.
+        Of one that has more processes than `most` that is told soon, and else little: nothing of processor time.
 
         It takes tens of milliseconds at most: as long as the answer's `unseen` is not 0, the next look goes on there.
         """

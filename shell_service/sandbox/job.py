@@ -45,7 +45,7 @@ def run(start: Start, descriptors: list[int]) -> NoReturn:
             held = HELD + _settle()
             io = os.open("/proc/self/io", os.O_RDONLY)  # while this process may open it
             order = Order.unpack(os.pread(descriptors[4], os.fstat(descriptors[4]).st_size, 0))
-            files = walls.enclose(order)
+            shown = (os.pidfd_open(os.getpid()), *walls.enclose(order))  # before there may be no more descriptors
             if not os.access(order.argv[0], os.X_OK):
                 raise FileNotFoundError(f"no interpreter {os.fsdecode(order.argv[0])} in the sandbox")
             for number in range(3):
@@ -54,7 +54,6 @@ def run(start: Start, descriptors: list[int]) -> NoReturn:
             kernel.prctl(kernel.PR_SET_PDEATHSIG, walls.death_signal)
             if start.launcher_died.poll(0):
                 raise ProcessLookupError("the launcher has died")
-            shown = (os.pidfd_open(os.getpid()), *files)
             channel.sendmsg([held], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, b"".join(map(INT.pack, shown)))])
             kernel.close_all_but(channel.fileno(), io)
         except Exception as error:

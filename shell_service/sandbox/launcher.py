@@ -60,6 +60,8 @@ def main(fd: int) -> None:
     try:
         setup = Setup.unpack(data)
         programs = [os.pread(descriptor, 1 << 20, 0) for descriptor in descriptors]
+        for descriptor in descriptors:
+            os.close(descriptor)
         walls: Walls | Bare
         way_out: slirp.Slirp | None = None
         if setup.way == Setup.BARE:
@@ -126,8 +128,8 @@ def settle(spawner: int) -> None:
 class Session:
     """Lets all jobs of a user share what one gets of the processors, however many they are, and that be little.
 
-    The kernel shares processors between sessions (autogroups; sched(7)). All jobs of a user are in the launcher's, and
-    may not begin any. Where it does not, as where control groups do it, the jobs' nice value counts alone.
+    The kernel shares processors between sessions (autogroups; sched(7)). Jobs are all in the launcher's, and may not
+    begin one. Where it does not, as where control groups do it, their nice value counts alone.
     """
 
     def __init__(self) -> None:

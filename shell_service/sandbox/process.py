@@ -13,7 +13,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from .command import UNAVAILABLE, Command, Exit, SandboxError
 from .network import Network
@@ -49,6 +51,8 @@ PATIENCE = 10.0
 KILL_PATIENCE, CLEAN_UP_PATIENCE = 1.0, 60.0
 #: Bytes that a job may be ahead of its reader; an ordinary user's pipes together may hold only so much.
 PIPE_SIZE = 1 << 20 if os.geteuid() == 0 else 1 << 18
+
+R = TypeVar("R")
 
 BOOT = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
@@ -144,27 +148,35 @@ class Process:
             self._exit.set_result(ended)
 
 
+class Gone(SandboxError):
+    """A process that was to make the sandbox has died, before anything of the job began: it can be tried again."""
+
+
 class Spawner:
     """The process of which launchers are forked; started when first needed, and again when it has died."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._requests: socket.socket | None = None
+        self._retired: list[tuple[subprocess.Popen[bytes], socket.socket]] = []
 
     def fork(self, control: socket.socket) -> None:
         """Has a launcher begin on this socket, or, where there can be none, closed. Raises OSError.
 
         To be called in the thread with which all launchers shall die: the loop's.
         """
-        if self._process is None or self._process.poll() is not None:
-            self._start()
-        assert self._requests is not None
-        socket.send_fds(self._requests, [FORK], [control.fileno()])
+        try:
+            self._ask(self._requests or self._start(), control)
+        except ConnectionError:  # it has died
+            self._end()
+            self._ask(self._start(), control)
 
-    def _start(self) -> None:
-        self._hang_up()
-        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._requests.setblocking(False)
+    def _ask(self, requests: socket.socket, control: socket.socket) -> None:
+        socket.send_fds(requests, [FORK], [control.fileno()])
+
+    def _start(self) -> socket.socket:
+        requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        requests.setblocking(False)
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", BOOT, str(SOURCE), str(theirs.fileno())],
@@ -175,22 +187,35 @@ class Spawner:
                 env={},
                 cwd="/",
             )
+        self._requests = requests
+        return requests
 
-    def _hang_up(self) -> None:
+    def retire(self) -> None:
+        """Have another one from now on, as this one does not answer. It stays, as its launchers would go with it."""
+        if self._process is not None and self._requests is not None:
+            self._retired.append((self._process, self._requests))
+            self._process = self._requests = None
+
+    def _end(self) -> None:
         if self._requests is not None:
             self._requests.close()
             self._requests = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
 
     async def close(self) -> None:
         """Ends the process, and with it all launchers."""
-        process, self._process = self._process, None
-        self._hang_up()
-        if process is not None:
+        self.retire()
+        for process, requests in self._retired:
+            requests.close()
             try:
                 await asyncio.to_thread(process.wait, PATIENCE)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        self._retired.clear()
 
 
 class Launcher:
@@ -234,7 +259,7 @@ class Launcher:
         self._on_use(self)
         if self._control is None:
             if self._connection is None or self._connection.done():
-                self._connection = asyncio.create_task(self._spawn())
+                self._connection = asyncio.create_task(_twice(self._spawn))
             connection = self._connection
             try:
                 await asyncio.shield(connection)
@@ -248,8 +273,7 @@ class Launcher:
         """Makes a sandbox and returns while the job's interpreter has not begun. Raises SandboxError."""
         self._starting += 1
         try:
-            await self.connect()
-            return await self._start(command)
+            return await _twice(partial(self._start, command))
         except OSError as error:
             raise SandboxError(UNAVAILABLE, f"starting a job: {error}") from error
         finally:
@@ -257,6 +281,7 @@ class Launcher:
             self._rest()
 
     async def _start(self, command: Command) -> Process:
+        await self.connect()
         assert self._control is not None
         number = next(self._numbers)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -270,7 +295,7 @@ class Launcher:
             told = memory_file(order(command).pack())
             given.callback(os.close, told)
             fds = [theirs.fileno(), stdin, stdout[1], stderr[1], told]
-            socket.send_fds(self._control, [START + JOB.pack(number)], fds)
+            self._send_start(number, fds)
             given.close()
             self._jobs[number] = None
             try:
@@ -282,8 +307,11 @@ class Launcher:
                 raise SandboxError(UNAVAILABLE, f"the sandbox was not made within {PATIENCE:g} s") from None
             for descriptor in descriptors:
                 kept.callback(os.close, descriptor)
+            if not message:
+                self._see_whether_it_lives()
+                raise Gone(UNAVAILABLE, "the launcher, or the job's init, has died")
             if message[:1] != HELD or not descriptors:
-                raise SandboxError(UNAVAILABLE, message[1:].decode(errors="replace") or "the launcher has died")
+                raise SandboxError(UNAVAILABLE, message[1:].decode(errors="replace"))
             process = Process(self, number, ours, message[1:], descriptors, (stdout[0], stderr[0]))
             kept.pop_all()
         if number in self._jobs:
@@ -291,6 +319,21 @@ class Launcher:
         else:
             process.watch()  # it ended, or its launcher did, at this very moment
         return process
+
+    def _send_start(self, number: int, descriptors: Sequence[int]) -> None:
+        assert self._control is not None
+        try:
+            socket.send_fds(self._control, [START + JOB.pack(number)], descriptors)
+        except ConnectionError as error:
+            self._see_whether_it_lives()
+            raise Gone(UNAVAILABLE, "the launcher has died") from error
+
+    def _see_whether_it_lives(self) -> None:
+        if self._control is not None:
+            poll = select.poll()
+            poll.register(self._pidfd)
+            if poll.poll(0):
+                self._lost(self._control)
 
     def _pipe(self, kept: contextlib.ExitStack, given: contextlib.ExitStack) -> tuple[int, int]:
         read, write = os.pipe2(os.O_CLOEXEC)
@@ -339,7 +382,7 @@ class Launcher:
             async with asyncio.timeout(PATIENCE):
                 message, descriptors = await _receive(ours)
                 if message[:1] != STARTED or not descriptors:
-                    raise SandboxError(UNAVAILABLE, "no launcher could be forked")
+                    raise Gone(UNAVAILABLE, "no launcher could be forked")
                 pidfd = descriptors[0]
                 frames = self._introduce(ours)
                 answer = await loop.sock_recv(ours, MAX_MESSAGE)
@@ -347,11 +390,15 @@ class Launcher:
                     await self._map_user(*PID.unpack(message[1:]))
                     ours.send(MAPPED)
                     answer = await loop.sock_recv(ours, MAX_MESSAGE)
+            if not answer:
+                raise Gone(UNAVAILABLE, "the launcher died at its start")
             if answer[:1] != READY:
-                raise SandboxError(UNAVAILABLE, answer[1:].decode(errors="replace") or "the launcher died at its start")
+                raise SandboxError(UNAVAILABLE, answer[1:].decode(errors="replace"))
         except BaseException as error:
             ours.close()
             _kill(pidfd)
+            if isinstance(error, TimeoutError) and pidfd < 0:
+                self._spawner.retire()
             if isinstance(error, (OSError, TimeoutError)):
                 raise SandboxError(UNAVAILABLE, f"starting a launcher: {error!r}") from error
             raise
@@ -457,6 +504,14 @@ async def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
         loop.remove_reader(sock.fileno())
     message, descriptors, _, _ = socket.recv_fds(sock, MAX_MESSAGE, 8)
     return message, descriptors
+
+
+async def _twice(act: Callable[[], Awaitable[R]]) -> R:
+    """Does it once more if a process that it needs has died: another one's end may have taken it along."""
+    try:
+        return await act()
+    except Gone:
+        return await act()
 
 
 def _wake(future: asyncio.Future[None]) -> None:

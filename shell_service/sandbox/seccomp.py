@@ -1,7 +1,7 @@
 """The system call filter of a job, as the kernel's own program, built with libseccomp.
 
 Refused are calls that reach into other processes, the kernel or namespaces. Known to break inside a job for it:
-strace, gdb, rootless containers, io_uring, and 32-bit programs.
+strace, gdb, rootless containers, io_uring, 32-bit programs, and, where it may begin no sessions, setsid.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ def main(fd: int) -> None:
     kernel.ignore_interrupts()
     kernel.end_with_parent(runner)
     kernel.set_name(b"job-spawner")
+    os.setpgid(0, 0)  # what is sent to the runner's group is not for jobs, which may have time to end
     _signal.signal(_signal.SIGCHLD, _reap)
     requests = _socket.socket(fileno=fd)
     gc.collect()

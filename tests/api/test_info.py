@@ -187,6 +187,7 @@ def test_without_a_runner_jobs_wait_and_say_so(alice: Api, stack: Stack) -> None
         assert (seen["status"], seen["position"]) == ("PENDING", 1)
         new, again = eventually(lambda: _told_that_no_runner_is_up(alice))
         assert new == again
+        assert alice.submit("echo never", wait=0.1)["pending_reason"] == "no runner is up"
         assert {one["pending_reason"] for one in alice.get("/api/jobs").data} == {"no runner is up"}
         assert alice.get("/api/stats").data["runners"] == []
     finally:

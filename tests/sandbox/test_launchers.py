@@ -130,6 +130,64 @@ def test_a_dead_spawner_takes_its_launchers_with_it_and_is_replaced() -> None:
     run(main())
 
 
+@pytest.mark.parametrize("who", ["spawner", "launcher"])
+def test_a_job_that_has_not_begun_when_it_dies_begins_all_the_same(who: str) -> None:
+    async def main() -> None:
+        async with sandbox() as made:
+            launcher = await launcher_pid(made, 1)
+            os.kill(launcher, signal.SIGSTOP)  # so that it has been asked to, and has not
+            starting = asyncio.create_task((await made.prepare(1)).start(command("/bin/sh", b"echo fine")))
+            await asyncio.sleep(0)
+            os.kill(launcher if who == "launcher" else parent(launcher), signal.SIGKILL)
+            process = await starting
+            process.go()
+            assert (await finish(process)).stdout == b"fine\n"
+
+    run(main())
+
+
+@pytest.mark.parametrize("turns", [1, 3])
+def test_a_launcher_is_forked_though_the_spawner_has_just_died(turns: int) -> None:
+    """Before it was asked, or after."""
+
+    async def main() -> None:
+        async with sandbox() as made:
+            spawner = parent(await launcher_pid(made, 1))
+            os.kill(spawner, signal.SIGSTOP)
+            asked = asyncio.create_task(made.prepare(2))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            os.kill(spawner, signal.SIGKILL)
+            assert (await execute(await asked, "echo fine")).stdout == b"fine\n"
+
+    run(main())
+
+
+def test_a_spawner_that_hangs_is_replaced_and_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with sandbox() as made:
+            launcher = await launcher_pid(made, 1)
+            os.kill(parent(launcher), signal.SIGSTOP)
+            monkeypatch.setattr(process, "PATIENCE", 0.3)
+            with pytest.raises(SandboxError):
+                await made.prepare(2)
+            monkeypatch.undo()
+            assert (await execute(await made.prepare(2), "echo fine")).stdout == b"fine\n"
+            assert await launcher_pid(made, 1) == launcher
+            os.kill(parent(launcher), signal.SIGCONT)
+
+    run(main())
+
+
+def test_a_signal_for_the_runner_s_group_is_not_for_its_jobs() -> None:
+    async def main() -> None:
+        async with sandbox() as made:
+            spawner = parent(await launcher_pid(made, 1))
+            assert os.getpgid(spawner) == spawner
+
+    run(main())
+
+
 def test_where_no_launcher_can_be_forked_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     cannot = "\n".join(("", "def fork(): raise OSError", "import os", "os.fork = fork", "main("))
     monkeypatch.setattr(process, "BOOT", process.BOOT.replace(" main(", cannot))

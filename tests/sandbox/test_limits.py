@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from shell_service.limits import LEAST
 from shell_service.sandbox import seccomp
 from tests.sandbox.support import (
     CALL,
@@ -67,6 +68,22 @@ for number in numbers:
     assert job("dd if=/dev/zero of=/job/big bs=1M count=30; exit 9").exit.return_code == 9
     ended = job("kill -SEGV $$; ls")
     assert ended.exit.signal == signal.SIGSEGV
+
+
+def test_few_open_files_are_enough_however_many_jobs_its_user_has() -> None:
+    """Those that the sandbox itself needs do not count."""
+    few = replace(LIMITS, open_files=int(LEAST["open_files"]))
+
+    async def main() -> None:
+        async with sandbox() as made:
+            held = [
+                await (await made.prepare(1)).start(command("/bin/sh", b"ulimit -n", limits=few)) for _ in range(20)
+            ]
+            for process in held:
+                process.go()
+            assert {(await finish(process)).stdout for process in held} == {b"%d\n" % few.open_files}
+
+    run(main())
 
 
 def test_memory_of_one_process_is_bounded_between_two_looks() -> None:

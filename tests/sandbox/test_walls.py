@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from shell_service.sandbox import SandboxError
+from shell_service.sandbox.protocol import AUTOGROUP
 from tests.sandbox.support import (
     OPTIONS,
     PYTHON,
@@ -58,6 +59,17 @@ def expected_ids(kind: str, user: int) -> tuple[set[str], set[str]]:
 def script_of(pid: int) -> int:
     """The only child of a job's init."""
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+
+
+@pytest.mark.skipif(not Path(AUTOGROUP).exists(), reason="here sessions do not share the processors")
+@pytest.mark.parametrize(("groups", "said"), [(False, b"1 Operation not permitted\n"), (True, b"0\n")])
+def test_sessions_are_for_jobs_whose_processors_control_groups_share(groups: bool, said: bytes) -> None:
+    async def main() -> None:
+        async with sandbox(groups) as made:
+            script = "why=$(setsid true 2>&1); echo $? ${why##*: }"
+            assert (await execute(await made.prepare(1), script)).stdout == said
+
+    run(main())
 
 
 def test_each_user_has_a_uid_of_its_own_where_that_can_be() -> None:
