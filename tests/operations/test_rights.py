@@ -136,11 +136,12 @@ def test_whose_processes_they_are_and_what_they_may(stack: Stack) -> None:
             assert process.gains_nothing(), name
             if account == stack.settings.account:
                 assert not process.is_dumpable(), name
-    runner, *launchers = found.pop("runner")
+    runner, spawner, *launchers = found.pop("runner")
     assert stack.settings.account
-    assert (runner.ids(), runner.groups()) == ({"0"}, [stack.settings.account.gid])
-    assert runner.capabilities() == set(RIGHTS)
-    assert runner.gains_nothing()
+    for process in (runner, spawner):
+        assert (process.ids(), process.groups()) == ({"0"}, [stack.settings.account.gid])
+        assert process.capabilities() == set(RIGHTS)
+        assert process.gains_nothing()
     assert launchers
     for process in launchers:
         assert (process.gains_nothing(), process.groups()) == (True, [])
