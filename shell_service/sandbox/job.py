@@ -56,6 +56,8 @@ def run(start: Start, descriptors: list[int]) -> NoReturn:
                 raise ProcessLookupError("the launcher has died")
             channel.sendmsg([held], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, b"".join(map(INT.pack, shown)))])
             kernel.close_all_but(channel.fileno(), io)
+        except ProcessLookupError:
+            os._exit(1)  # with the launcher; that the channel ends, too, says enough
         except Exception as error:
             channel.send(FAILED + str(error).encode()[: MAX_MESSAGE - 1])
             os._exit(1)

@@ -73,6 +73,8 @@ def main(fd: int) -> None:
             walls = Walls(setup, programs[:2])
         settle(spawner)
         start = job.Start(walls)
+    except ProcessLookupError:
+        return  # the spawner has died; that the control socket ends, too, says enough
     except Exception as error:
         # No traceback: with the root changed, its module can be out of reach.
         control.send(FAILED + f"{type(error).__name__}: {error}".encode()[: MAX_MESSAGE - 1])

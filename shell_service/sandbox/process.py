@@ -400,7 +400,8 @@ class Launcher:
             if isinstance(error, TimeoutError) and pidfd < 0:
                 self._spawner.retire()
             if isinstance(error, (OSError, TimeoutError)):
-                raise SandboxError(UNAVAILABLE, f"starting a launcher: {error!r}") from error
+                kind = Gone if isinstance(error, ConnectionError) else SandboxError
+                raise kind(UNAVAILABLE, f"starting a launcher: {error!r}") from error
             raise
         self._pidfd, self._control = pidfd, ours
         loop.add_reader(ours.fileno(), self._on_message, ours)
