@@ -107,6 +107,13 @@ def test_processes(site: Site, runner: Service, alive: None, bomb: str) -> None:
     assert int(job.reason.removeprefix("stopped: ").removesuffix(" processes wanted, 16 allowed")) > 16
 
 
+def test_never_more_processes_than_allowed(site: Site, runner: Service, alive: None) -> None:
+    """Not for a moment, as there would be if they were only looked at: each is told of before the next is forked."""
+    code = "import os, time\nfor n in range(2, 60):\n os.fork() or time.sleep(60)\n os.write(1, b'%d\\n' % n)"
+    job = site.run(code, shell="python", limits=SMALL)
+    assert max(map(int, site.output(job).split())) == SMALL["processes"], job.reason
+
+
 def test_just_as_many_processes_as_allowed(site: Site, runner: Service, alive: None) -> None:
     code = "for i in $(seq 15); do sleep 3 & done; wait; echo done"
     job = site.run(code, limits={"processes": 16})
