@@ -22,17 +22,16 @@ async def schema_is_current(database: Database, stop: asyncio.Event) -> bool:
     said = False
     while not stop.is_set():
         try:
-            version = await database.ask(_version)
+            if await database.ask(_is_current):
+                return True
         except Unavailable:
-            version = None
-        if version == migrations.HEAD:
-            return True
+            pass
         if not said:
-            logger.info("waiting for the database to have schema %s; it has %s", migrations.HEAD, version)
+            logger.info("waiting for the database to have schema %s", migrations.HEAD)
             said = True
         await wait_for(stop, _PAUSE)
     return False
 
 
-def _version(session: Session) -> str | None:
-    return migrations.current(session.connection())
+def _is_current(session: Session) -> bool:
+    return migrations.is_current(session.connection())

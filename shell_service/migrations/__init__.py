@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import sqlalchemy
 from sqlalchemy import Connection, text
 
+from shell_service.migrations import functions
+
 if TYPE_CHECKING:
     import alembic.config
 
@@ -36,6 +38,11 @@ def current(connection: Connection) -> str | None:
     return version
 
 
+def is_current(connection: Connection) -> bool:
+    """Whether tables and functions of the database are those that this code knows."""
+    return current(connection) == HEAD and functions.are_current(connection)
+
+
 def remove(connection: Connection) -> None:
     """Remove everything of ours from the database."""
     import alembic.command
@@ -52,8 +59,9 @@ def upgrade(connection: Connection) -> None:
 
     connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
     try:
-        connection.commit()
-        alembic.command.upgrade(alembic_config(connection), "head")
+        if not is_current(connection):
+            connection.commit()
+            alembic.command.upgrade(alembic_config(connection), "head")
         connection.commit()
     finally:
         connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _LOCK})

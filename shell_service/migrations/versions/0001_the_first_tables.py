@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
@@ -249,20 +247,22 @@ def upgrade() -> None:
     )
     op.create_index(op.f("audit_username_at_id_index"), "audit", ["username", "at", "id"], unique=False)
     op.execute("CREATE SEQUENCE fence_seq")
-    for function in (
-        "tell_jobs",
-        "claim_jobs",
-        "start_jobs",
-        "finish_jobs",
-        "write_audit",
-        "submit_jobs",
-        "cancel_jobs",
-    ):
-        op.execute(Path(__file__).with_name(f"0001_{function}.sql").read_text())
+    op.execute(
+        """
+        CREATE FUNCTION refuse_change() RETURNS trigger
+        LANGUAGE plpgsql AS $$
+        BEGIN
+          RAISE EXCEPTION 'the table % is append-only', TG_TABLE_NAME USING ERRCODE = 'SH002';
+        END $$;
+        CREATE TRIGGER audit_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit
+          FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+        -- Also where a session says that it replays what another server did (session_replication_role).
+        ALTER TABLE audit ENABLE ALWAYS TRIGGER audit_append_only;
+        """
+    )
 
 
 def downgrade() -> None:
-    op.execute("DROP FUNCTION cancel_jobs, submit_jobs, write_audit, finish_jobs, start_jobs, claim_jobs, tell_jobs")
     op.execute("DROP SEQUENCE fence_seq")
     op.drop_table("audit")
     op.execute("DROP FUNCTION refuse_change")

@@ -10,14 +10,3 @@ BEGIN
     status smallint, detail jsonb)
   ORDER BY e.n;
 END $$;
-
-CREATE FUNCTION refuse_change() RETURNS trigger
-LANGUAGE plpgsql AS $$
-BEGIN
-  RAISE EXCEPTION 'the table % is append-only', TG_TABLE_NAME USING ERRCODE = 'SH002';
-END $$;
-
-CREATE TRIGGER audit_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit
-  FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
--- Also where a session says that it replays what another server did (session_replication_role).
-ALTER TABLE audit ENABLE ALWAYS TRIGGER audit_append_only;
