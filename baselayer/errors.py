@@ -76,6 +76,13 @@ class Conflict(ApiError):
     code = "conflict"
 
 
+class PreconditionFailed(ApiError):
+    """What is there has been changed since it was read."""
+
+    status = 412
+    code = "precondition_failed"
+
+
 class TooLarge(ApiError):
     """The request is too large."""
 

@@ -95,18 +95,21 @@ class Endpoint:
     headers: tuple[str, ...] = ()
     media: str = "application/json"
     action: str | None = None
+    etag: bool = False
 
 
 @dataclass(frozen=True)
 class Route:
-    """A path with ``{name}`` parts, and the handler that answers there."""
+    """A path with ``{name}`` parts, and the handler that answers there, and at a `short` form of it that lacks some."""
 
     path: str
     handler: type[Handler]
+    short: str | None = None
 
     @property
-    def pattern(self) -> str:
-        return re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", self.path)
+    def patterns(self) -> list[str]:
+        """The short form first, as it says more words itself."""
+        return [re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path) for path in (self.short, self.path) if path]
 
     def endpoints(self) -> dict[str, tuple[Endpoint, Callable[..., Any]]]:
         """Declared methods by HTTP name, such as ``{"GET": (endpoint, function)}``."""
@@ -154,14 +157,16 @@ def endpoint(
     headers: Sequence[str] = (),
     media: str = "application/json",
     action: str | None = None,
+    etag: bool = False,
 ) -> Callable[[Callable[..., Awaitable[Any]]], Callable[..., Coroutine[Any, Any, None]]]:
     """Declare a handler method.
 
     `scope` is what the token needs (or `PUBLIC`, or `ANY`); `body` and `query` check what comes in; `answer` describes
     ``data``; `errors` are those that this method raises itself; `headers` are the request headers that it reads;
-    `media` is the type of a streamed answer; `action` is what is done, such as ``token.create``, where something is.
+    `media` is the type of a streamed answer; `action` is what is done, such as ``token.create``, where something is;
+    `etag` tells that the answer has one.
     """
-    declared = Endpoint(scope, body, query, answer, tuple(errors), tuple(headers), media, action)
+    declared = Endpoint(scope, body, query, answer, tuple(errors), tuple(headers), media, action, etag)
 
     def decorate(method: Callable[..., Awaitable[Any]]) -> Callable[..., Coroutine[Any, Any, None]]:
         @functools.wraps(method)

@@ -43,6 +43,11 @@ HEADERS: dict[str, Json] = {
         "description": "An `ETag` of an earlier answer: 304 when nothing has been added since.",
         "schema": {"type": "string"},
     },
+    "If-Match": {
+        "description": "The `ETag` of what was read: 412, and nothing is changed, when it has been changed since.",
+        "schema": {"type": "string"},
+        "example": '"1"',
+    },
     "Last-Event-ID": {
         "description": "The id of the last event that was received: go on behind it, without a lost or doubled byte.",
         "schema": {"type": "string", "pattern": "^[0-9]{1,5}-[0-9]{1,15}-[0-9]{1,15}$"},
@@ -56,7 +61,10 @@ _ANSWER_HEADERS: dict[str, Json] = {
         "description": 'The next page: `<…>; rel="next"` (RFC 8288). Missing on the last page.',
         "schema": {"type": "string"},
     },
-    "ETag": {"description": "Says which bytes these are; for `If-None-Match`.", "schema": {"type": "string"}},
+    "ETag": {
+        "description": "Says which state this is; for `If-None-Match` and `If-Match`.",
+        "schema": {"type": "string"},
+    },
     "ContentRange": {"description": "Which bytes these are, and of how many.", "schema": {"type": "string"}},
 }
 _MEDIA: dict[str, Json] = {
@@ -211,7 +219,7 @@ class _Writer:
             "tags": [_tag(route)],
             "operationId": f"{method.lower()}_{_snake(route.handler.__name__)}",
             "summary": summary.rstrip("."),
-            "description": f"{rest.strip()}\n\n{self._needs(declared)}".strip(),
+            "description": "\n\n".join(filter(None, (rest.strip(), self._needs(declared), _short(route)))),
             "parameters": [*self._path(route), *self._query(declared), *self._headers(declared)],
             "responses": self._answers(declared, method),
             "security": _security(declared),
@@ -291,7 +299,7 @@ class _Writer:
         headers = {"X-Request-Id": "RequestId"}
         if declared.query and "cursor" in declared.query().fields:
             headers["Link"] = "Link"
-        if "If-None-Match" in declared.headers:
+        if declared.etag or "If-None-Match" in declared.headers:
             headers["ETag"] = "ETag"
         if declared.answer is None:
             content: Json = {"schema": _MEDIA[declared.media]}
@@ -308,6 +316,10 @@ class _Writer:
             data_example = [example] if declared.answer.many else example
             content["example"] = {"status": "success", "data": data_example, "version": self._about.version}
         return {"description": "Success.", "headers": _refer(**headers), "content": {declared.media: content}}
+
+
+def _short(route: Route) -> str:
+    return f"Shorter for what is yours: `{route.short}`." if route.short else ""
 
 
 def _refer(**headers: str) -> Json:

@@ -19,6 +19,7 @@ from baselayer.handler import NothingHere, RequestsAtHand
 from baselayer.listener import Listener
 from baselayer.metrics import RequestMetrics
 from shell_service import __version__, jobs, submissions
+from shell_service.diff import Differ
 from shell_service.handlers import ROUTES
 from shell_service.hub import Hub
 from shell_service.jobs import Wanted
@@ -54,11 +55,13 @@ class App:
     keyring: Keyring
     submissions: Batcher[Submission, Stored]
     batches: Batcher[Submission, Stored]
+    singles: Batcher[Submission, Stored]  # those that no other may be stored with
     records: Records
     lookups: Batcher[Wanted, Record | None]
     streams: dict[int, int]  # open streams by user
     requests: RequestsAtHand
     refusals: Refusals
+    differ: Differ
     failpoints: FailPoints
     version: str = __version__
 
@@ -110,11 +113,13 @@ def make_app(
         keyring=keyring,
         submissions=Batcher(submit, max_items=200, weigh=size, max_weight=_LARGE),
         batches=Batcher(submit, max_items=5, weigh=size, max_weight=_LARGE),
+        singles=Batcher(submit, max_items=1),
         records=records,
         lookups=Batcher(partial(_look_up, database, records), max_items=_RECORDS),
         streams={},
         requests=RequestsAtHand(),
         refusals=Refusals(database, settings.server.processes),
+        differ=Differ(),
         failpoints=failpoints,
     )
 
@@ -149,7 +154,7 @@ async def _look_up(database: Database, records: Records, wanted: list[Wanted]) -
 
 def routes(app: App) -> web.Application:
     """A Tornado application over `app`."""
-    handlers: list[Any] = [(route.pattern, route.handler, {"context": app}) for route in ROUTES]
+    handlers: list[Any] = [(pattern, route.handler, {"context": app}) for route in ROUTES for pattern in route.patterns]
     return web.Application(
         [*handlers, (r".*", NothingHere, {"context": app})],
         default_handler_class=NothingHere,

@@ -150,25 +150,24 @@ class Attempt:
         interpreter = self._means.shells.get(claim.shell)
         if interpreter is None:
             raise ValueError(f"This runner does not have the interpreter {claim.shell}.")
-        if claim.secrets:
+        if claim.all_secrets:
             self._secrets = await self._means.read_secrets(claim)
             self._mask = await asyncio.to_thread(Mask, self._secrets.values())
-        for name in claim.secrets:
+        for name in claim.all_secrets:
             if name not in self._secrets:
                 raise ValueError(f"The secret {name} does not exist any more.")
         env = dict(claim.env)
-        if claim.secrets_in_env:
-            for name, value in self._secrets.items():
-                if b"\0" in value:
-                    raise ValueError(f"The secret {name} cannot be a variable: it holds a NUL character.")
-                env[name] = value.decode(errors="surrogateescape")
+        for variable, name in claim.secret_variables.items():
+            if b"\0" in self._secrets[name]:
+                raise ValueError(f"The secret {name} cannot be a variable: it holds a NUL character.")
+            env[variable] = self._secrets[name].decode(errors="surrogateescape")
         return Command(
             interpreter,
             claim.code.encode(),
             tuple(claim.args),
             env,
             claim.stdin.encode(),
-            self._secrets,
+            {name: self._secrets[name] for name in claim.secrets},
             limits=claim.limits,
         )
 

@@ -10,7 +10,7 @@ from marshmallow import Schema
 from baselayer import openapi
 from baselayer.handler import Route
 from baselayer.openapi import About
-from shell_service import __version__, schemas, user_schemas
+from shell_service import __version__, schemas, script_schemas, user_schemas
 from shell_service.audit_schemas import AuditRecord
 from shell_service.limits import NAMES, shown
 from shell_service.models import STATUSES
@@ -46,6 +46,31 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string", "pattern": f"^{schemas.VARIABLE}$"},
         "example": "API_KEY",
     },
+    "script": {
+        "description": "The script's name.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 100, "pattern": f"^{schemas.NAME}$"},
+        "example": "backup",
+    },
+    "owner": {
+        "description": "The name of the script's owner.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 100, "pattern": f"^{schemas.NAME}$"},
+        "example": "alice",
+    },
+    "version": {
+        "description": "The version's number.",
+        "schema": {"type": "integer", "minimum": 1, "maximum": 2**31 - 1},
+        "example": 1,
+    },
+    "share_id": {
+        "description": "The share's number.",
+        "schema": {"type": "integer", "minimum": 1, "maximum": 2**31 - 1},
+        "example": 7,
+    },
+    "group": {
+        "description": "The group's name.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 100, "pattern": f"^{schemas.NAME}$"},
+        "example": "ops",
+    },
     "username": {
         "description": "The user's name.",
         "schema": {"type": "string", "minLength": 1, "maxLength": 100, "pattern": f"^{schemas.NAME}$"},
@@ -80,6 +105,11 @@ _JOB = {
     "network": False,
     "secrets": [],
     "secrets_in_env": False,
+    "secret_env": {},
+    "script": None,
+    "script_version": None,
+    "parameters": None,
+    "share_output": False,
     "priority": 0,
     "retries": 0,
     "retry_delay": 1.0,
@@ -161,6 +191,60 @@ _RUNNER_FACTS = {
     "limits": {**dict.fromkeys(NAMES, "hard"), "cpu_seconds": "watched"},
     "network": None,
 }
+_PARAMETER = {"name": "days", "type": "integer", "help": "How many days to keep.", "default": 7, "minimum": 1}
+_SAID = {
+    "code": 'echo "kept for $days days"',
+    "shell": "sh",
+    "parameters": [
+        {
+            **dict.fromkeys(("maximum", "min_length", "max_length", "choices", "position")),
+            **_PARAMETER,
+            "minimum": 1.0,
+            "required": False,
+            "env": "days",
+        }
+    ],
+    "defaults": {"timeout": 600.0},
+}
+_SCRIPT = {
+    "owner": "alice",
+    "name": "backup",
+    "description": "Backs up the database.",
+    "level": "own",
+    "overlap": "queue",
+    "max_running": None,
+    "version": 1,
+    "created_at": _AT,
+    "modified": _AT,
+    "archived_at": None,
+}
+_SAVED = {
+    "version": 1,
+    "digest": "f3a9b5f0c1d24e6f8091a2b3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e6f7",
+    "author": "alice",
+    "message": "First version",
+    "created_at": _AT,
+}
+_RUN = {
+    "id": "backup_019a2b3c4d5e7f60a1b2c3d4e5f60719",
+    "submitter": "bob",
+    "version": 1,
+    "status": "COMPLETED",
+    "reason": "exit code 0",
+    "created_at": _AT,
+    "started_at": "2030-01-31T12:00:00.004000Z",
+    "finished_at": "2030-01-31T12:00:00.009000Z",
+    "return_code": 0,
+    "wall_seconds": 0.004,
+    "share_output": False,
+}
+_GROUP = {
+    "name": "ops",
+    "description": "Who runs the backups.",
+    "created_at": _AT,
+    "modified": _AT,
+    "members": [{"username": "bob", "owner": False}],
+}
 _COUNTS = dict.fromkeys(STATUSES, 0) | {"RUNNING": 2, "COMPLETED": 512, "FAILED": 3}
 
 EXAMPLES: dict[type[Schema], Any] = {
@@ -180,6 +264,37 @@ EXAMPLES: dict[type[Schema], Any] = {
     user_schemas.SecretRecord: {"name": "API_KEY", "created_at": _AT, "modified": _AT},
     user_schemas.UserRecord: _USER,
     user_schemas.WhoAmI: {**_USER, "scopes": ["jobs:read"], "token": _TOKEN, "running": 2, "queued": 0},
+    script_schemas.ScriptRequest: {
+        "name": "backup",
+        "code": _SAID["code"],
+        "parameters": [_PARAMETER],
+        "defaults": {"timeout": 600},
+        "message": "First version",
+    },
+    script_schemas.ScriptChange: {"code": 'echo "kept for $days days, and packed"', "message": "Packs"},
+    script_schemas.RevertRequest: {"version": 1, "message": "The second one lost files."},
+    script_schemas.ShareRequest: {"user": "bob", "level": "run"},
+    script_schemas.RunRequest: {"parameters": {"days": 30}},
+    script_schemas.GroupRequest: {"name": "ops", "description": "Who runs the backups."},
+    script_schemas.GroupPatch: {"description": "Who runs the backups."},
+    script_schemas.MemberRequest: {"owner": False},
+    script_schemas.ScriptSummary: _SCRIPT,
+    script_schemas.ScriptRecord: {**_SAVED, **_SAID, **_SCRIPT, "revision": 1},
+    script_schemas.VersionSummary: _SAVED,
+    script_schemas.VersionRecord: {**_SAVED, **_SAID},
+    script_schemas.ShareRecord: {"id": 7, "user": "bob", "group": None, "level": "run", "created_at": _AT},
+    script_schemas.RunRecord: _RUN,
+    script_schemas.ScriptStatus: {
+        "latest": _RUN,
+        "last_success": _RUN,
+        "last_failure": None,
+        "waiting": 0,
+        "running": 0,
+        "counted": 1,
+        "success_rate": 1.0,
+        "durations": {"shortest": 0.004, "median": 0.004, "longest": 0.004},
+    },
+    script_schemas.GroupRecord: _GROUP,
     AuditRecord: _AUDIT,
     schemas.ShellRecord: {"name": "sh", "path": "/bin/sh"},
     schemas.SysInfo: {"version": __version__, "ready": True, "runners": [_RUNNER_FACTS]},
@@ -200,10 +315,20 @@ def build(server: str, jobs: Jobs, limits: Limits, shells: Mapping[str, str] | N
     about = About("Shell Service", __version__, DESCRIPTION, server, MEANINGS, PARAMETERS, EXAMPLES)
     found = openapi.document(routes(), about)
     components = found["components"]["schemas"]
-    _apply(jobs, components["JobRequest"], shells)
+    for request in ("JobRequest", "Overrides"):
+        components[request]["not"] = {
+            "required": ["run_at", "delay"],
+            "properties": {"run_at": {"type": "string"}, "delay": {"type": "number"}},
+        }
+    for request in ("JobRequest", "ScriptRequest", "ScriptChange"):
+        components[request]["properties"]["code"]["oneOf"][0]["maxLength"] = int(jobs.max_code)
+        if shells:
+            components[request]["properties"]["shell"]["enum"] = list(shells)
     for name in NAMES:
         _describe(components["JobLimitsRequest"]["properties"][name], name, limits)
-    for request in ("JobRequest", "RerunRequest"):
+    for request in ("JobRequest", "Defaults", "Overrides"):
+        _bound(components[request]["properties"], jobs)
+    for request in ("JobRequest", "Defaults", "Overrides", "RerunRequest"):
         _describe(components[request]["properties"]["timeout"], "timeout", limits)
     return found
 
@@ -215,19 +340,12 @@ def _describe(field: dict[str, Any], name: str, limits: Limits) -> None:
     field["description"] += f" {default} when it is not given, {most} at the most, unless yours differ (GET /api/user)."
 
 
-def _apply(jobs: Jobs, job: dict[str, Any], shells: Mapping[str, str] | None) -> None:
-    """Put the bounds that are configured into the schema of a job request."""
-    properties = job["properties"]
+def _bound(properties: dict[str, Any], jobs: Jobs) -> None:
+    """Put the bounds that are configured into the fields of a job request, as far as they are there."""
     for name, most in (
         ("retries", jobs.max_retries),
         ("retry_delay", jobs.max_retry_delay),
         ("delay", jobs.max_delay),
     ):
-        properties[name]["maximum"] = most
-    properties["code"]["oneOf"][0]["maxLength"] = int(jobs.max_code)
-    if shells:
-        properties["shell"]["enum"] = list(shells)
-    job["not"] = {
-        "required": ["run_at", "delay"],
-        "properties": {"run_at": {"type": "string"}, "delay": {"type": "number"}},
-    }
+        if name in properties:
+            properties[name]["maximum"] = most

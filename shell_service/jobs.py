@@ -120,9 +120,10 @@ def _standing(*more: SQLColumnExpression[Any]) -> Select[*tuple[Any, ...]]:
 
 
 def _wide(*more: SQLColumnExpression[Any]) -> Select[*tuple[Any, ...]]:
-    """Everything that a record is made of, but `code`, `args`, `env` and `secrets`; and more."""
+    """Everything that a record is made of, but what may be long; and more."""
     names = (
-        "priority, shell, timeout, limits, network, secrets_in_env, run_at, retries, retry_delay, on_lost, created_at,"
+        "priority, shell, timeout, limits, network, secrets_in_env, script, script_version, share_output, run_at,"
+        " retries, retry_delay, on_lost, created_at,"
         " modified, return_code, signal, finished_at, stdout_bytes, stderr_bytes, output_truncated, wall_seconds,"
         " cpu_seconds, peak_memory_bytes, written_bytes, cancelled_by"
     )
@@ -161,11 +162,13 @@ def _wanted(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
 
 
 STANDING = _wanted(_standing())
-RECORD = _wanted(_wide(Job.code, Job.args, Job.env, Job.secrets))
+_LONG = (Job.args, Job.env, Job.secrets, Job.secret_env, Job.parameters)
+RECORD = _wanted(_wide(Job.code, *_LONG))
 REQUEST = _wanted(
     _standing(
         *(Job.priority, Job.code, Job.shell, Job.args, Job.env, Job.stdin, Job.timeout),
         *(Job.retries, Job.retry_delay, Job.on_lost, Job.limits, Job.network, Job.secrets, Job.secrets_in_env),
+        *(Job.secret_env, Job.script_id, Job.script, Job.script_version, Job.parameters, Job.share_output),
     )
 )
 
@@ -180,9 +183,7 @@ def _if_short(value: InstrumentedAttribute[Any]) -> ColumnElement[Any]:
     return type_coerce(shown, value.type).label(value.key)
 
 
-_BRIEF = _wide(
-    func.left(Job.code, BRIEF).label("code"), _if_short(Job.args), _if_short(Job.env), _if_short(Job.secrets)
-)
+_BRIEF = _wide(func.left(Job.code, BRIEF).label("code"), *map(_if_short, _LONG))
 
 
 def find_many(session: Session, wanted: Sequence[Wanted], what: Select[*tuple[Any, ...]]) -> list[Found | None]:

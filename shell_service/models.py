@@ -23,8 +23,11 @@ from sqlalchemy import (
     LargeBinary,
     SmallInteger,
     Uuid,
+    and_,
+    exists,
     func,
     or_,
+    select,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
@@ -33,6 +36,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 from baselayer.models import Base
 from baselayer.visibility import Viewer
 
+OVERLAPS = ("queue", "skip", "cancel_previous", "queue_latest", "parallel")
+LEVELS = ("view", "run", "edit")  # of a share, each with those before it
 FINAL_STATUSES = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL")
 STATUSES = ("PENDING", "RUNNING", *FINAL_STATUSES)
 MAX_RETRY_DELAY = 7 * 86_400.0  # seconds, however often the first delay is doubled
@@ -74,6 +79,122 @@ class Secret(Base):
     modified: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
+class Group(Base):
+    """Users that scripts can be shared with by one name."""
+
+    __tablename__ = "group"
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    description: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    modified: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    @classmethod
+    def visible_to(cls, viewer: Viewer) -> ColumnElement[bool]:
+        """Members see their groups; administrators see all."""
+        member = exists().where(GroupMember.group_id == cls.id, GroupMember.user_id == viewer.user_id)
+        return or_(viewer.is_admin, member)
+
+
+class GroupMember(Base):
+    """That a user is in a group, and whether he manages it."""
+
+    __tablename__ = "group_member"
+    __table_args__ = (Index(None, "user_id"),)
+
+    group_id: Mapped[int] = mapped_column(ForeignKey("group.id", ondelete="CASCADE"), primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("user.id"), primary_key=True)
+    owner: Mapped[bool] = mapped_column(server_default="false")
+
+
+class Script(Base):
+    """A saved, named, versioned piece of code. What it says to run stands in its versions.
+
+    `version` is the number of the newest; `revision` counts all changes, those without a new version too. `size` is
+    what its versions hold together.
+    """
+
+    __tablename__ = "script"
+    __table_args__ = (
+        CheckConstraint(f"overlap IN {OVERLAPS}", name="overlap"),
+        CheckConstraint("(overlap = 'parallel') OR max_running IS NULL", name="max_running"),
+        Index(None, "user_id", "name", unique=True),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("user.id"))
+    name: Mapped[str]
+    description: Mapped[str]
+    overlap: Mapped[str]
+    max_running: Mapped[int | None]  # at once, where they may run in parallel; null: as many as there are
+    version: Mapped[int]
+    revision: Mapped[int] = mapped_column(server_default="1")
+    size: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    modified: Mapped[datetime] = mapped_column(server_default=func.now())
+    archived_at: Mapped[datetime | None]
+
+    @classmethod
+    def visible_to(cls, viewer: Viewer) -> ColumnElement[bool]:
+        """Owners see their own scripts, and those that are shared with them; administrators see all."""
+        groups = select(GroupMember.group_id).where(GroupMember.user_id == viewer.user_id)
+        shared = exists().where(
+            ScriptShare.script_id == cls.id,
+            or_(ScriptShare.user_id == viewer.user_id, ScriptShare.group_id.in_(groups)),
+        )
+        return or_(viewer.is_admin, cls.user_id == viewer.user_id, shared)
+
+
+class Content(Base):
+    """What a version says to run, once for all versions that say the same: addressed by its SHA-256. Never changed."""
+
+    __tablename__ = "content"
+
+    digest: Mapped[bytes] = mapped_column(primary_key=True)
+    code: Mapped[str]
+    shell: Mapped[str]
+    parameters: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)  # see `parameters`
+    defaults: Mapped[dict[str, Any]] = mapped_column(JSONB)  # see `script_schemas.Defaults`
+    size: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class ScriptVersion(Base):
+    """One version of a script. Never changed: who wrote it, when, and what it says."""
+
+    __tablename__ = "script_version"
+    __table_args__ = (Index(None, "digest"),)
+
+    script_id: Mapped[int] = mapped_column(ForeignKey("script.id"), primary_key=True, autoincrement=False)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    digest: Mapped[bytes] = mapped_column(ForeignKey("content.digest"))
+    author: Mapped[str]  # a username
+    message: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class ScriptShare(Base):
+    """Whom beside its owner a script may be seen, run or edited by: a user, or a group."""
+
+    __tablename__ = "script_share"
+    __table_args__ = (
+        CheckConstraint(f"level IN {LEVELS}", name="level"),
+        CheckConstraint("(user_id IS NULL) <> (group_id IS NULL)", name="whom"),
+        Index(None, "script_id", "user_id", unique=True),
+        Index(None, "script_id", "group_id", unique=True),
+        Index(None, "user_id"),
+        Index(None, "group_id"),
+    )
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    script_id: Mapped[int] = mapped_column(ForeignKey("script.id", ondelete="CASCADE"))
+    user_id: Mapped[int | None] = mapped_column(ForeignKey("user.id"))
+    group_id: Mapped[int | None] = mapped_column(ForeignKey("group.id", ondelete="CASCADE"))
+    level: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 class SubmissionCount(Base):
     """How many jobs a user submitted in a minute by the clock (`minute` since the epoch), and in the one before it.
 
@@ -109,6 +230,8 @@ class Job(Base):
         Index(None, "user_id", "status", "id"),
         Index(None, "user_id", "name", "id"),
         Index(None, "status", "id"),
+        Index(None, "script_id", "id", postgresql_where=text("script_id IS NOT NULL")),
+        Index(None, "script_id", "status", "id", postgresql_where=text("script_id IS NOT NULL")),
     )
 
     id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True)
@@ -125,6 +248,15 @@ class Job(Base):
     network: Mapped[bool] = mapped_column(server_default="false")
     secrets: Mapped[list[str]] = mapped_column(JSONB, server_default="[]")  # names
     secrets_in_env: Mapped[bool] = mapped_column(server_default="false")
+    #: Names of secrets by those of the variables that hold them.
+    secret_env: Mapped[dict[str, str]] = mapped_column(JSONB, server_default="{}")
+    #: What it was made from, if not from a request alone; no foreign key, as a script may be purged.
+    script_id: Mapped[int | None]
+    script: Mapped[str | None]  # as then: owner/name
+    script_version: Mapped[int | None]
+    parameters: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    #: Whether the script's owner may see all of it, as its own owner can.
+    share_output: Mapped[bool] = mapped_column(server_default="false")
     run_at: Mapped[datetime | None]
     retries: Mapped[int] = mapped_column(SmallInteger)
     retry_delay: Mapped[float] = mapped_column(Float)
@@ -150,15 +282,20 @@ class Job(Base):
 
     @classmethod
     def visible_to(cls, viewer: Viewer) -> ColumnElement[bool]:
-        """Owners see their own jobs; administrators see all."""
-        return or_(viewer.is_admin, cls.user_id == viewer.user_id)
+        """Owners see their own jobs, and those of their scripts that are shared with them; administrators see all."""
+        own = exists().where(Script.id == cls.script_id, Script.user_id == viewer.user_id)
+        return or_(viewer.is_admin, cls.user_id == viewer.user_id, and_(cls.share_output, own))
 
 
 class ReadyJob(Base):
     """A job that may start as soon as there is a slot."""
 
     __tablename__ = "ready_job"
-    __table_args__ = (Index("ready_job_claim", "user_id", "ord", "job_id"), {"postgresql_with": _QUEUE_STORAGE})
+    __table_args__ = (
+        Index("ready_job_claim", "user_id", "ord", "job_id"),
+        Index(None, "script_id", postgresql_where=text("script_id IS NOT NULL")),
+        {"postgresql_with": _QUEUE_STORAGE},
+    )
 
     job_id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True)
     user_id: Mapped[int]
@@ -166,15 +303,20 @@ class ReadyJob(Base):
     # turn, and nothing has to be rewritten while it waits.
     ord: Mapped[int] = mapped_column(BigInteger)
     attempt: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    script_id: Mapped[int | None]
 
 
 class DeferredJob(Base):
-    """A job that waits for a time: its `run_at`, or its next try."""
+    """A job that waits for a time: its `run_at`, or its next try. One with a script waits after that for its turn.
+
+    Then `run_at` is infinity, until admit_jobs makes it ready.
+    """
 
     __tablename__ = "deferred_job"
     __table_args__ = (
         Index(None, "run_at", "job_id"),
         Index(None, "user_id"),
+        Index(None, "script_id", "run_at", "ord", "job_id", postgresql_where=text("script_id IS NOT NULL")),
         {"postgresql_with": _QUEUE_STORAGE},
     )
 
@@ -183,6 +325,7 @@ class DeferredJob(Base):
     ord: Mapped[int] = mapped_column(BigInteger)
     run_at: Mapped[datetime]
     attempt: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    script_id: Mapped[int | None]
 
 
 class RunningJob(Base):
@@ -196,6 +339,7 @@ class RunningJob(Base):
     __table_args__ = (
         Index(None, "runner_id"),
         Index(None, "user_id"),
+        Index(None, "script_id", postgresql_where=text("script_id IS NOT NULL")),
         {"postgresql_with": {**_QUEUE_STORAGE, "fillfactor": "70"}},
     )
 
@@ -210,6 +354,7 @@ class RunningJob(Base):
     started_at: Mapped[datetime | None]
     cancel_requested_at: Mapped[datetime | None]
     cancelled_by: Mapped[str | None]
+    script_id: Mapped[int | None]
 
 
 class Runner(Base):

@@ -10,6 +10,9 @@
                 ↓
               final
 
+Jobs of a script come to ready by way of deferred: they wait there for their time, then for their turn among the jobs of
+their script. Whatever makes room for another lets it in (admit_jobs).
+
 Each function is one transaction's work: over a session, or, where it is a single statement that is asked often, as a
 query. Writes about a running job carry the fence of its claim, so a runner that was
 cut off changes nothing. Whoever may be waiting is told by NOTIFY: channel ``ready`` (jobs may start), ``cancel`` (a
@@ -58,8 +61,20 @@ class Claim:
     network: bool
     secrets: list[str]
     secrets_in_env: bool
+    secret_env: dict[str, str]
     #: Whether its user may give jobs the network, by now.
     may_network: bool
+
+    @property
+    def secret_variables(self) -> dict[str, str]:
+        """Names of secrets by those of the variables that hold them."""
+        same = {name: name for name in self.secrets} if self.secrets_in_env else {}
+        return {**same, **self.secret_env}
+
+    @property
+    def all_secrets(self) -> list[str]:
+        """Names of all secrets that it is given."""
+        return list(dict.fromkeys((*self.secrets, *self.secret_env.values())))
 
 
 @dataclass(frozen=True)
@@ -105,7 +120,8 @@ def claimed(places: Sequence[Place]) -> Query[list[Claim]]:
 
     return Query(
         "SELECT id, limits, name, code, shell, args, env, stdin, timeout, retries, retry_delay, network, secrets,"
-        " secrets_in_env, network AND EXISTS (SELECT FROM user_limits l WHERE l.user_id = job.user_id AND l.network)"
+        " secrets_in_env, secret_env,"
+        " network AND EXISTS (SELECT FROM user_limits l WHERE l.user_id = job.user_id AND l.network)"
         " FROM job WHERE id = ANY(CAST(%(ids)s AS uuid[]))",
         {"ids": [place.job_id for place in places]},
         read,
@@ -178,32 +194,11 @@ def release(session: Session, attempts: Sequence[Fenced], certain: bool = False)
     For each, whether it counted. A script of which a start is recorded is released only by whoever is `certain` that
     it never was let go.
     """
-    rows = session.execute(
-        text(
-            """
-            WITH gone AS (
-              DELETE FROM running_job r
-              USING unnest(CAST(:ids AS uuid[]), CAST(:fences AS bigint[])) AS d(job_id, fence)
-              WHERE r.job_id = d.job_id AND r.fence = d.fence AND (r.started_at IS NULL OR :certain)
-              RETURNING r.job_id, r.fence, r.user_id, r.ord, r.attempt, r.cancel_requested_at, r.cancelled_by),
-            back AS (
-              INSERT INTO ready_job (job_id, user_id, ord, attempt)
-              SELECT job_id, user_id, ord, attempt - 1 FROM gone WHERE cancel_requested_at IS NULL),
-            ended AS (
-              UPDATE job j SET status = 'CANCELLED', reason = 'cancelled by ' || g.cancelled_by,
-                cancelled_by = g.cancelled_by, finished_at = statement_timestamp(), modified = statement_timestamp()
-              FROM gone g WHERE j.id = g.job_id AND g.cancel_requested_at IS NOT NULL AND j.status IS NULL)
-            SELECT job_id, fence, cancel_requested_at IS NOT NULL AS cancelled FROM gone
-            """
-        ),
+    counted = session.scalar(
+        text("SELECT release_jobs(CAST(:ids AS uuid[]), CAST(:fences AS bigint[]), :certain)"),
         {**fenced(attempts), "certain": certain},
-    ).all()
-    ended = [str(row.job_id) for row in rows if row.cancelled]
-    session.execute(text("SELECT tell_jobs('F', CAST(:ids AS uuid[]))"), {"ids": ended})
-    if rows:
-        notify(session, "ready", "")
-    counted = {row.fence for row in rows}
-    return [item.fence in counted for item in attempts]
+    )
+    return _counted(attempts, [(counted,)])
 
 
 def cancel(session: Session, job_ids: Sequence[uuid.UUID], by: str, audit: Entry | None = None) -> None:
@@ -215,26 +210,5 @@ def cancel(session: Session, job_ids: Sequence[uuid.UUID], by: str, audit: Entry
 
 
 def promote(session: Session, limit: int = 1000) -> int:
-    """Move up to `limit` jobs whose time has come from deferred to ready; return how many."""
-    moved = session.execute(
-        text(
-            """
-            WITH due AS (
-              DELETE FROM deferred_job WHERE job_id IN (
-                SELECT job_id FROM deferred_job WHERE run_at <= clock_timestamp() ORDER BY run_at, job_id
-                LIMIT :limit FOR UPDATE SKIP LOCKED)
-              RETURNING job_id, user_id, ord, attempt)
-            INSERT INTO ready_job (job_id, user_id, ord, attempt) SELECT * FROM due RETURNING 1
-            """
-        ),
-        {"limit": limit},
-    )
-    count = len(moved.all())
-    if count:
-        notify(session, "ready", "")
-    return count
-
-
-def notify(session: Session, channel: str, payload: str) -> None:
-    """Tell whoever listens on `channel`, when this transaction commits."""
-    session.execute(text("SELECT pg_notify(:channel, :payload)"), {"channel": channel, "payload": payload})
+    """Move up to `limit` jobs whose time has come on from there; return how many there were."""
+    return session.scalar(text("SELECT promote_jobs(:limit)"), {"limit": limit}) or 0

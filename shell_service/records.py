@@ -140,6 +140,11 @@ def _record(
         "network": row.network,
         "secrets": row.secrets,
         "secrets_in_env": row.secrets_in_env,
+        "secret_env": row.secret_env,
+        "script": row.script,
+        "script_version": row.script_version,
+        "parameters": row.parameters if own or row.parameters is None else dict.fromkeys(row.parameters),
+        "share_output": row.share_output,
         "priority": row.priority,
         "retries": row.retries,
         "retry_delay": row.retry_delay,
@@ -169,7 +174,8 @@ def _record(
 
 
 _AS_ASKED = (
-    *("name", "code", "shell", "args", "env", "network", "secrets", "secrets_in_env", "priority"),
+    *("name", "code", "shell", "args", "env", "network", "secrets", "secrets_in_env", "secret_env"),
+    *("script", "script_version", "parameters", "share_output", "priority"),
     *("retries", "retry_delay", "on_lost"),
 )
 _NOT_YET = (
@@ -182,7 +188,7 @@ _NOT_YET = (
 def _cut(record: Record) -> Record:
     """A new job's record as short as a list shows it later."""
     record["code"] = record["code"][:BRIEF]
-    for name in ("args", "env", "secrets"):
+    for name in ("args", "env", "secrets", "secret_env", "parameters"):
         value = record[name]
         # PostgreSQL writes JSON just as Python does.
         if value and len(json.dumps(value, ensure_ascii=False).encode()) > BRIEF:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
+from marshmallow import Schema, ValidationError, fields, missing, post_load, validate, validates_schema
 from marshmallow.experimental.context import Context
 
 from baselayer.fields import Flag, Instant, Items, Number, Pairs, Request, Size, Text, Whole
@@ -133,6 +133,16 @@ class Needs(Request):
         ),
     )
     secrets_in_env = Flag(metadata=about("Whether they are environment variables, too."))
+    secret_env = Pairs(
+        Text(pattern=VARIABLE),
+        Text(pattern=VARIABLE),
+        high=MAX_SECRETS,
+        metadata=about(
+            "Environment variables that hold secrets of yours, by the names of those; the token needs the scope"
+            " `secrets:use`.",
+            {"TOKEN": "API_KEY"},
+        ),
+    )
 
 
 class RerunRequest(Needs):
@@ -177,28 +187,58 @@ class JobRequest(Needs, Script):  # the fields of the last come first
                 problems["run_at"] = [f"Must be at most {jobs.max_delay:.0f} seconds from now."]
             if data.get("delay") is not None:
                 problems["delay"] = ["Give either run_at or delay."]
-        texts = [*data.get("args", []), *data.get("env", {}).values(), data.get("stdin", "")]
-        if sum(len(item.encode()) for item in texts) > jobs.max_input:
-            problems["stdin"] = [f"args, env and stdin together must be at most {jobs.max_input} bytes."]
-        # Linux takes no single argument or variable of 128 KiB or more (MAX_ARG_STRLEN).
-        if any(len(item.encode()) >= 128 * 1024 - 128 for item in texts[:-1]):
-            problems["args"] = ["A single argument or variable must be shorter than 128 KiB."]
-        if problem := secrets_problem(data):
-            problems["secrets"] = [problem]
+        problems |= input_problems(data, jobs) | secrets_problems(data)
         if problems:
             raise ValidationError(problems)
 
     @post_load
     def _complete(self, data: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        return {"timeout": None, "limits": {}, "network": False, "secrets": [], "secrets_in_env": False, **data}
+        return {**_unnamed(), **data}
 
 
-def secrets_problem(data: Mapping[str, Any]) -> str | None:
-    """What is wrong with the secrets that a job names, if anything is."""
-    both = sorted(data.get("env", {}).keys() & set(data.get("secrets", ())))
-    if data.get("secrets_in_env") and both:
-        return f"{both[0]} is a variable in env already."
-    return None
+def plain_request() -> dict[str, Any]:
+    """A job request that names nothing but its code, which has to be added."""
+    defaults = {name: field.load_default for name, field in JobRequest._declared_fields.items()}
+    given = {name: value() if callable(value) else value for name, value in defaults.items() if value is not missing}
+    return {**_unnamed(), **given}
+
+
+def _unnamed() -> dict[str, Any]:
+    return {
+        "timeout": None,
+        "limits": {},
+        "network": False,
+        "secrets": [],
+        "secrets_in_env": False,
+        "secret_env": {},
+    }
+
+
+def input_problems(data: Mapping[str, Any], jobs: Jobs) -> dict[str, list[str]]:
+    """What is too long of what a job is given, by field."""
+    texts = [*data.get("args", []), *data.get("env", {}).values(), data.get("stdin", "")]
+    problems = {}
+    if sum(len(item.encode()) for item in texts) > jobs.max_input:
+        problems["stdin"] = [f"args, env and stdin together must be at most {jobs.max_input} bytes."]
+    # Linux takes no single argument or variable of 128 KiB or more (MAX_ARG_STRLEN).
+    if any(len(item.encode()) >= 128 * 1024 - 128 for item in texts[:-1]):
+        problems["args"] = ["A single argument or variable must be shorter than 128 KiB."]
+    return problems
+
+
+def secrets_problems(data: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What is wrong with the secrets that a job names, by field."""
+    env, secret_env = data.get("env", {}).keys(), data.get("secret_env", {}).keys()
+    secrets = set(data.get("secrets", ())) if data.get("secrets_in_env") else set()
+    problems = {}
+    for field, both, where in (
+        ("secrets", secrets & env, "env"),
+        ("secrets", secrets & secret_env, "secret_env"),
+        ("secret_env", secret_env & env, "env"),
+    ):
+        if both:
+            problems[field] = [f"{min(both)} is a variable in {where} already."]
+    return problems
 
 
 class BatchRequest(Request):
@@ -307,6 +347,20 @@ class JobRecord(Schema):
         metadata=about("Names of the secrets that it is given. Null in lists as `args` are."),
     )
     secrets_in_env = fields.Boolean(metadata=about("Whether they are environment variables, too."))
+    secret_env = fields.Dict(
+        keys=fields.String(),
+        values=fields.String(),
+        allow_none=True,
+        metadata=about("Names of secrets by the variables that hold them. Null in lists as `args` are."),
+    )
+    script = nullable(fields.String, "The script that it runs, as `owner/name`; null where it was submitted as code.")
+    script_version = nullable(fields.Integer, "The version of that.")
+    parameters = fields.Dict(
+        keys=fields.String(),
+        allow_none=True,
+        metadata=about("The script's parameters. Values are shown to the owner only. Null in lists as `args` are."),
+    )
+    share_output = fields.Boolean(metadata=about("Whether the script's owner may see it as well."))
     priority = fields.Integer(metadata=about("Order among its owner's jobs."))
     retries = fields.Integer(metadata=about("How often it is tried again when it ends FAILED or TIMEOUT."))
     retry_delay = fields.Float(metadata=about("Seconds before the first retry; doubled each time."))

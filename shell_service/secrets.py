@@ -238,7 +238,7 @@ async def of_claim(database: Database, keyring: Keyring, claim: Claim) -> Mappin
     Takes as long as the database is away. Raises ValueError, with a sentence for the job's owner, for one that cannot
     be opened.
     """
-    read = partial(database.run, _opened, keyring, claim.user_id, claim.secrets)
+    read = partial(database.run, _opened, keyring, claim.user_id, claim.all_secrets)
     opened = await insist(read, f"reading the secrets of job {claim.job_id.hex}")
     found = {}
     for name, value in opened.items():

@@ -78,6 +78,13 @@ class Jobs:
 
 
 @dataclass(frozen=True)
+class Scripts:
+    max_scripts: int
+    max_versions: int
+    max_size: Bytes
+
+
+@dataclass(frozen=True)
 class Count:
     default: int
     max: int
@@ -166,6 +173,7 @@ class Settings:
     access: Access
     users: Users
     jobs: Jobs
+    scripts: Scripts
     limits: Limits
     shells: dict[str, str]
     runner: Runner

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -33,6 +33,17 @@ _USER_LOCK = 7200  # first key of the advisory lock that serialises what one use
 _QUEUE_SECONDS = 10  # after which a user with a full queue may ask again
 
 
+class Overlaps(Conflict):
+    """Another job of the script has not ended, and the script says that then no other begins."""
+
+    code = "overlap"
+
+    def __init__(self, script: str = "", job_id: uuid.UUID | None = None) -> None:
+        """`job_id` is that of the other job."""
+        super().__init__(f"A job of the script {script} has not ended yet, and it is to be skipped then.")
+        self.job_id = job_id
+
+
 @dataclass(frozen=True)
 class NewJob:
     """A job to be stored, checked and complete."""
@@ -57,6 +68,17 @@ class NewJob:
     on_lost: str
     created_at: datetime
     deferred: bool
+    secret_env: dict[str, str] = field(default_factory=dict)  # names of secrets by those of variables
+    script_id: int | None = None  # what it runs, if that is saved
+    script: str | None = None  # owner/name
+    script_version: int | None = None
+    parameters: dict[str, Any] | None = None
+    share_output: bool = False  # with the script's owner
+
+    @property
+    def all_secrets(self) -> set[str]:
+        """Names of all secrets that it is given."""
+        return {*self.secrets, *self.secret_env.values()}
 
     @property
     def size(self) -> int:
@@ -80,8 +102,11 @@ class NewJob:
         return int(self.created_at.timestamp() * 1000) - self.priority * 60_000
 
 
-def new_job(user_id: int, request: Mapping[str, Any]) -> NewJob:
-    """A job from a checked request (see `schemas.JobRequest`). Its id holds the time of submission."""
+def new_job(user_id: int, request: Mapping[str, Any], **origin: Any) -> NewJob:
+    """A job from a checked request (see `schemas.JobRequest`). Its id holds the time of submission.
+
+    `origin` is what tells of the script that it runs.
+    """
     job_id = uuid_utils.compat.uuid7()
     created = datetime.fromtimestamp((job_id.int >> 80) / 1000, UTC)
     run_at = request["run_at"]
@@ -108,6 +133,8 @@ def new_job(user_id: int, request: Mapping[str, Any]) -> NewJob:
         on_lost=request["on_lost"],
         created_at=created,
         deferred=run_at is not None and run_at > created,
+        secret_env=request["secret_env"],
+        **origin,
     )
 
 
@@ -116,7 +143,7 @@ def request_again(row: Row[Any], changes: Mapping[str, Any]) -> dict[str, Any]:
 
     The limits are asked for that the job had. `changes` are as in `schemas.RerunRequest`.
     """
-    names = "name priority code shell args env stdin timeout network secrets secrets_in_env"
+    names = "name priority code shell args env stdin timeout network secrets secrets_in_env secret_env"
     return {
         **{name: getattr(row, name) for name in f"{names} retries retry_delay on_lost".split()},
         "run_at": None,
@@ -124,6 +151,12 @@ def request_again(row: Row[Any], changes: Mapping[str, Any]) -> dict[str, Any]:
         **changes,
         "limits": {**row.limits, **changes.get("limits", {})},
     }
+
+
+def origin_of(row: Row[Any]) -> dict[str, Any]:
+    """Which script a job runs, for `new_job`."""
+    names = ("script_id", "script", "script_version", "parameters", "share_output")
+    return {name: getattr(row, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -136,6 +169,7 @@ class Submission:
     digest: bytes = b""
     audit: Entry | None = None
     batch: bool = False  # whether what is wrong is told by the job's index
+    overlap: str | None = None  # what is done about other jobs of the script that the one job runs, if not as it says
 
     @property
     def size(self) -> int:
@@ -151,11 +185,19 @@ class Submission:
         for job in self.jobs:
             for name, value in job.asked.items():
                 limits[name] = max(value, limits.get(name, 0))
-            secrets.update(job.secrets)
+            secrets.update(job.all_secrets)
             network = network or job.network
         if not (limits or secrets or network):
             return {}
         return {"asks": True, "limits": limits, "secrets": sorted(secrets), "network": network}
+
+    @property
+    def script(self) -> dict[str, Any]:
+        """Which script it runs, for submit_jobs; mostly none."""
+        (first, *_) = self.jobs
+        if first.script_id is None:
+            return {}
+        return {"script": first.script_id, "overlap": self.overlap, "later": first.deferred}
 
     def errors(self, problem: Callable[[NewJob], FieldErrors]) -> FieldErrors:
         """What is wrong with each job, as an answer tells it."""
@@ -197,6 +239,7 @@ def submit(submissions: Sequence[Submission], defaults: Limits) -> Query[list[St
             "ids": None if item.key is None else [job.id for job in item.jobs],
             "audit": item.audit,
             **item.asks,
+            **item.script,
         }
         for n, item in enumerate(submissions)
     ]
@@ -204,7 +247,8 @@ def submit(submissions: Sequence[Submission], defaults: Limits) -> Query[list[St
     # JSON, whatever the number of rows: the statement is constant, and it is what both sides parse fastest.
     return Query(
         "SELECT n, outcome, allowed, counted, seconds, ids, detail FROM submit_jobs("
-        "%(submissions)s, %(jobs)s, %(max_queued)s, %(jobs_per_minute)s, %(defaults)s, %(maxima)s)",
+        "%(submissions)s, %(jobs)s, %(max_queued)s, %(jobs_per_minute)s, %(defaults)s, %(maxima)s,"
+        " CAST(%(scripts)s AS int[]))",
         {
             "submissions": orjson.dumps(asked).decode(),
             "jobs": orjson.dumps(jobs).decode(),
@@ -212,6 +256,7 @@ def submit(submissions: Sequence[Submission], defaults: Limits) -> Query[list[St
             "jobs_per_minute": defaults.jobs_per_minute,
             "defaults": orjson.dumps(defaults.job.defaults).decode(),
             "maxima": orjson.dumps(defaults.job.maxima).decode(),
+            "scripts": sorted({item.jobs[0].script_id for item in submissions if item.jobs[0].script_id is not None}),
         },
         partial(_results, submissions, defaults.job.defaults),
     )
@@ -224,6 +269,10 @@ def _results(submissions: Sequence[Submission], defaults: Mapping[str, float], r
             results[n] = Stored(as_uuids(ids), defaults)
         elif outcome == "stored":
             results[n] = Stored([job.id for job in submissions[n].jobs], detail)
+        elif outcome == "overlap":
+            results[n] = Overlaps(submissions[n].jobs[0].script or "", as_uuids(ids)[0])
+        elif outcome == "archived":
+            results[n] = Conflict(f"The script {submissions[n].jobs[0].script} is archived and cannot be run.")
         elif outcome in ("network", "unreachable", "invalid"):
             results[n] = _not_for_everybody(outcome, submissions[n], detail)
         else:
@@ -249,9 +298,9 @@ def _refusal(outcome: str, jobs: int, allowed: int, counted: int, seconds: int |
 
 def require_scopes(submission: Submission, caller: Caller) -> None:
     """Raise `NotAllowed` where jobs need what the caller's token is not good for."""
-    for scope, field in (("jobs:network", "network"), ("secrets:use", "secrets")):
-        if scope not in caller.scopes and any(getattr(job, field) for job in submission.jobs):
-            raise _about(NotAllowed, submission, field, f"The token lacks the scope {scope}; use one that has it.")
+    for scope, what in (("jobs:network", "network"), ("secrets:use", "secrets"), ("secrets:use", "secret_env")):
+        if scope not in caller.scopes and any(getattr(job, what) for job in submission.jobs):
+            raise _about(NotAllowed, submission, what, f"The token lacks the scope {scope}; use one that has it.")
 
 
 def _not_for_everybody(outcome: str, submission: Submission, detail: Any) -> ApiError:
@@ -264,8 +313,8 @@ def _not_for_everybody(outcome: str, submission: Submission, detail: Any) -> Api
     return InvalidRequest.of(submission.errors(partial(_problems, detail.get("limits", {}), detail.get("secrets", ()))))
 
 
-def _about(kind: type[ApiError], submission: Submission, field: str, problem: str) -> ApiError:
-    errors = submission.errors(lambda job: {field: [problem]} if getattr(job, field) else {})
+def _about(kind: type[ApiError], submission: Submission, what: str, problem: str) -> ApiError:
+    errors = submission.errors(lambda job: {what: [problem]} if getattr(job, what) else {})
     return kind(f"jobs.{next(iter(errors['jobs']))}: {problem}" if submission.batch else problem, errors)
 
 
@@ -279,8 +328,17 @@ def _problems(maxima: Mapping[str, float], missing: Sequence[str], job: NewJob) 
             where = errors if name == "timeout" else errors.setdefault("limits", {})
             where[name] = [problem]
     if unknown := [name for name in job.secrets if name in missing]:
-        errors["secrets"] = [f"You have no secret {name}; PUT /api/secrets/{name} makes it." for name in unknown]
+        errors["secrets"] = [_no_secret(name) for name in unknown]
+    for variable, name in job.secret_env.items():
+        if name in missing:
+            asked_by = [parameter for parameter, value in (job.parameters or {}).items() if value == name]
+            where = errors.setdefault("parameters" if asked_by else "secret_env", {})
+            where.update({place: [_no_secret(name)] for place in asked_by or [variable]})
     return errors
+
+
+def _no_secret(name: str) -> str:
+    return f"You have no secret {name}; PUT /api/secrets/{name} makes it."
 
 
 def lock_user(session: Session, user_id: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from baselayer.handler import Route
-from shell_service.handlers import audit, info, jobs, openapi, output, secrets, tokens, users
+from shell_service.handlers import audit, groups, info, jobs, openapi, output, runs, scripts, secrets, tokens, users
 
-_MODULES = (jobs, output, secrets, tokens, users, audit, info, openapi)
-ROUTES: list[Route] = [route for module in _MODULES for route in module.ROUTES]
+_MODULES = (jobs, output, scripts, runs, groups, secrets, tokens, users, audit, info, openapi)
+ROUTES: list[Route] = [*(route for module in _MODULES for route in module.ROUTES), *scripts.LAST_ROUTES]

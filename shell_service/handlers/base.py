@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import uuid
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -84,6 +85,10 @@ class AppHandler(Handler):
         self.app.failpoints.reach("app.after_commit")
         return result
 
+    def object_asked_for(self) -> str | None:
+        """The name of what the address stands for, as the audit log has it; None: for no single one."""
+        return next(iter(self.path_kwargs.values()), None)
+
     def refused(self, error: ApiError) -> None:
         """Let the audit log tell of what was refused to somebody: of attempts at what is not his, and of limits."""
         if self.declared is None:
@@ -91,10 +96,19 @@ class AppHandler(Handler):
         counted = self.caller is None and error.status == 429  # a guess beyond the limit on them
         if not counted and error.status not in (_REFUSALS if self.declared.action else _REFUSED_READS):
             return
-        name = next(iter(self.path_kwargs.values()), None)
+        name = self.object_asked_for()
         detail = {"method": self.request.method, "path": audit.clean(self.request.path)}
         entry = self._entry(None if name is None else audit.clean(name), error.code, error.status, detail)
         (self.app.refusals.count if counted else self.app.refusals.note)(entry)
+
+    def revisions(self, call: Call) -> list[str] | None:
+        """The revisions of which If-Match wants the object to be at one; None: any will do. Raises `InvalidRequest`."""
+        given = call.header("If-Match")
+        if given is None or given.strip() == "*":
+            return None
+        if not re.fullmatch(r'\s*"[^"]*"(\s*,\s*"[^"]*")*\s*', given):
+            raise InvalidRequest('If-Match must hold an ETag as it was given, in quotes, such as "1".')
+        return re.findall(r'"([^"]*)"', given)
 
     def link_next(self, cursor: str | None) -> None:
         """Say where the next page is."""

@@ -65,9 +65,41 @@ class SubmitHandler(AppHandler):
         submissions.require_scopes(submission, call.caller)
         return await batcher.put(submission)
 
-    async def submit_one(self, call: Call, job: NewJob, entry: Entry) -> Record:
+    def wait_of(self, call: Call) -> float | None:
+        """Seconds that the caller wants to wait for the job's end. Raises `Unavailable` where too many do."""
+        wait: float | None = call.query["wait"]
+        if wait is None and (prefer := call.header("Prefer")):
+            wait = _preferred_wait(prefer)
+            if wait is not None:
+                self.set_header("Preference-Applied", f"wait={wait}")
+        if wait and len(self.app.hub) >= self.app.settings.server.max_waiting:
+            raise Unavailable("Too many requests wait for jobs already; submit without waiting, and ask later.")
+        return wait
+
+    async def submit_and_wait(
+        self, call: Call, job: NewJob, batcher: Batcher[Submission, Stored], entry: Entry, seconds: float | None
+    ) -> Record:
+        """As `submit_one`; with `seconds` its record when it has ended, or after that time."""
+        if not seconds:
+            return await self.submit_one(call, job, entry, batcher)
+        return await call.unless_closed(self._submit_and_wait(call, job, batcher, entry, seconds))
+
+    async def _submit_and_wait(
+        self, call: Call, job: NewJob, batcher: Batcher[Submission, Stored], entry: Entry, seconds: float
+    ) -> Record:
+        with self.app.hub.watch(job.id, end_only=True) as watch:  # before it is stored, so that no end is missed
+            stored = await self.submit(call, [job], batcher, entry)
+            job_id = stored.ids[0]
+            if job_id == job.id:
+                return await self.record_when_final(call, job_id, watch, seconds, job)
+        with self.app.hub.watch(job_id, end_only=True) as watch:
+            return await self.record_when_final(call, job_id, watch, seconds)
+
+    async def submit_one(
+        self, call: Call, job: NewJob, entry: Entry, batcher: Batcher[Submission, Stored] | None = None
+    ) -> Record:
         """Store a job, or find the one that the same request stored before; returns its record."""
-        stored = await self.submit(call, [job], self.app.submissions, entry)
+        stored = await self.submit(call, [job], batcher or self.app.submissions, entry)
         if stored.ids[0] == job.id:
             return self.app.records.of_new(job, call.caller, stored.limits)
         return await self.record(call.caller, stored.ids[0])
@@ -115,26 +147,9 @@ class Jobs(SubmitHandler):
         Answers with the job as soon as it is stored; with `wait`, or the header `Prefer: wait=SECONDS`, when it has
         ended or after so many seconds. The same `Idempotency-Key` with the same request gives the same job again.
         """
-        wait: float | None = call.query["wait"]
-        if wait is None and (prefer := call.header("Prefer")):
-            wait = _preferred_wait(prefer)
-            if wait is not None:
-                self.set_header("Preference-Applied", f"wait={wait}")
-        if wait and len(self.app.hub) >= self.app.settings.server.max_waiting:
-            raise Unavailable("Too many requests wait for jobs already; submit without waiting, and ask later.")
+        wait = self.wait_of(call)
         job = submissions.new_job(call.caller.user_id, call.body)
-        if wait:
-            return await call.unless_closed(self._submit_and_wait(call, job, wait))
-        return await self.submit_one(call, job, self.entry(job.public_id))
-
-    async def _submit_and_wait(self, call: Call, job: NewJob, seconds: float) -> Record:
-        with self.app.hub.watch(job.id, end_only=True) as watch:  # before it is stored, so that no end is missed
-            stored = await self.submit(call, [job], self.app.submissions, self.entry(job.public_id))
-            job_id = stored.ids[0]
-            if job_id == job.id:
-                return await self.record_when_final(call, job_id, watch, seconds, job)
-        with self.app.hub.watch(job_id, end_only=True) as watch:
-            return await self.record_when_final(call, job_id, watch, seconds)
+        return await self.submit_and_wait(call, job, self.app.submissions, self.entry(job.public_id), wait)
 
     @endpoint("jobs:read", query=schemas.ListQuery, answer=schemas.JobRecord(many=True))
     async def get(self, call: Call) -> Any:
@@ -245,9 +260,9 @@ class Rerun(SubmitHandler):
         if found.row.shell not in self.app.rules.shells:
             raise Conflict(f"The interpreter {found.row.shell} is not offered any more.")
         request = submissions.request_again(found.row, call.body)
-        if problem := schemas.secrets_problem(request):
-            raise InvalidRequest.of({"secrets": [problem]})
-        job = submissions.new_job(call.caller.user_id, request)
+        if problems := schemas.secrets_problems(request):
+            raise InvalidRequest.of(problems)
+        job = submissions.new_job(call.caller.user_id, request, **submissions.origin_of(found.row))
         return await self.submit_one(call, job, self.entry(job_id, {"job": job.public_id}))
 
 

@@ -15,7 +15,7 @@ from tests.stack import Stack
 MAX_OUTPUT = 2**20
 MAX_STREAMS = 20
 MAX_SECRETS = 60
-MAX_TOKENS = 40
+MAX_TOKENS = 100
 
 
 @pytest.fixture(scope="session")

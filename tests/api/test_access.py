@@ -17,9 +17,11 @@ from tests.waiting import eventually
 
 WHO = ("nobody", "wrong scope", "other", "owner", "admin")
 JOB = {"code": "true"}
+ONE, GROUP = "/api/scripts/{owner}/{script}", "/api/groups/{group}"
 
 # Method and path, what is sent, and the status for each of WHO. {job} is a job of the owner's that has ended, {waiting}
-# one that waits, {token} another token and {secret} a secret of the owner's, {owner} his name.
+# one that waits, {token} another token and {secret} a secret of the owner's, {owner} his name. {script} and {archived} are
+# addresses of scripts of his, {share} a share of the first, {group} the address of a group that he manages.
 TABLE: list[tuple[str, str, str, Any, tuple[int, int, int, int, int]]] = [
     ("GET", "/api/jobs", "/api/jobs", None, (401, 403, 200, 200, 200)),
     ("POST", "/api/jobs", "/api/jobs", JOB, (401, 403, 200, 200, 200)),
@@ -31,6 +33,31 @@ TABLE: list[tuple[str, str, str, Any, tuple[int, int, int, int, int]]] = [
     ("GET", "/api/jobs/{job_id}/stdout", "/api/jobs/{job}/stdout", None, (401, 403, 404, 200, 200)),
     ("GET", "/api/jobs/{job_id}/stderr", "/api/jobs/{job}/stderr", None, (401, 403, 404, 200, 200)),
     ("GET", "/api/jobs/{job_id}/stream", "/api/jobs/{job}/stream", None, (401, 403, 404, 200, 200)),
+    ("GET", "/api/scripts", "/api/scripts", None, (401, 403, 200, 200, 200)),
+    ("POST", "/api/scripts", "/api/scripts", {"name": "{new}", "code": "true"}, (401, 403, 200, 200, 200)),
+    ("GET", f"{ONE}", "{script}", None, (401, 403, 404, 200, 200)),
+    ("PUT", f"{ONE}", "{script}", {"code": "echo other"}, (401, 403, 404, 200, 200)),
+    ("DELETE", f"{ONE}", "{script}", None, (401, 403, 404, 200, 200)),
+    ("GET", f"{ONE}/code", "{script}/code", None, (401, 403, 404, 200, 200)),
+    ("GET", f"{ONE}/versions", "{script}/versions", None, (401, 403, 404, 200, 200)),
+    ("GET", f"{ONE}/versions/{{version}}", "{script}/versions/1", None, (401, 403, 404, 200, 200)),
+    ("GET", f"{ONE}/diff", "{script}/diff?from=1&to=2", None, (401, 403, 404, 200, 200)),
+    ("POST", f"{ONE}/revert", "{script}/revert", {"version": 1}, (401, 403, 404, 200, 200)),
+    ("POST", f"{ONE}/restore", "{script}/restore", None, (401, 403, 404, 200, 200)),
+    ("POST", f"{ONE}/purge", "{archived}/purge", None, (401, 403, 403, 403, 200)),
+    ("GET", f"{ONE}/shares", "{script}/shares", None, (401, 403, 404, 200, 200)),
+    ("POST", f"{ONE}/shares", "{script}/shares", {"user": "admin", "level": "view"}, (401, 403, 404, 200, 200)),
+    ("DELETE", f"{ONE}/shares/{{share_id}}", "{script}/shares/{share}", None, (401, 403, 404, 200, 200)),
+    ("POST", f"{ONE}/run", "{script}/run", {}, (401, 403, 404, 200, 200)),
+    ("GET", f"{ONE}/status", "{script}/status", None, (401, 403, 404, 200, 200)),
+    ("GET", f"{ONE}/jobs", "{script}/jobs", None, (401, 403, 404, 200, 200)),
+    ("GET", "/api/groups", "/api/groups", None, (401, 403, 200, 200, 200)),
+    ("POST", "/api/groups", "/api/groups", {"name": "{new}"}, (401, 403, 403, 403, 200)),
+    ("GET", GROUP, "{group}", None, (401, 403, 404, 200, 200)),
+    ("PATCH", GROUP, "{group}", {"description": "x"}, (401, 403, 404, 200, 200)),
+    ("DELETE", GROUP, "{group}", None, (401, 403, 403, 403, 200)),
+    ("PUT", f"{GROUP}/members/{{username}}", "{group}/members/{owner}", {"owner": True}, (401, 403, 404, 200, 200)),
+    ("DELETE", f"{GROUP}/members/{{username}}", "{group}/members/{owner}", None, (401, 403, 404, 200, 200)),
     ("GET", "/api/secrets", "/api/secrets", None, (401, 403, 200, 200, 200)),
     ("GET", "/api/secrets/{name}", "/api/secrets/{secret}", None, (401, 403, 404, 200, 404)),
     ("PUT", "/api/secrets/{name}", "/api/secrets/{secret}", {"value": "another"}, (401, 403, 200, 200, 200)),
@@ -76,6 +103,17 @@ class World:
         self.token = self.owner.api.post("/api/tokens", {"name": "spare"}).data
         self.secret = f"S{uuid.uuid4().hex}"
         self.secret_record = self.owner.api.put(f"/api/secrets/{self.secret}", {"value": "private"}).data
+        api, self.script, self.archived = self.owner.api, f"s{uuid.uuid4().hex}", f"a{uuid.uuid4().hex}"
+        for name in (self.script, self.archived):
+            api.post("/api/scripts", {"name": name, "code": "echo private"}).data  # noqa: B018
+        self.script_record = api.put(f"/api/scripts/{self.script}", {"code": "echo hidden"}).data
+        api.delete(f"/api/scripts/{self.archived}").data  # noqa: B018
+        self.group = f"g{uuid.uuid4().hex}"
+        admin = self.callers["admin"]
+        admin.post("/api/groups", {"name": self.group}).data  # noqa: B018
+        admin.put(f"/api/groups/{self.group}/members/{self.owner.username}", {"owner": True}).data  # noqa: B018
+        share = api.post(f"/api/scripts/{self.script}/shares", {"group": self.group, "level": "edit"})
+        self.share = share.data["id"]
 
     def fill(self, text: str) -> str:
         return (
@@ -83,15 +121,28 @@ class World:
             .replace("{waiting}", self.waiting)
             .replace("{token}", str(self.token["id"]))
             .replace("{secret}", self.secret)
+            .replace("{script}", f"/api/scripts/{self.owner.username}/{self.script}")
+            .replace("{archived}", f"/api/scripts/{self.owner.username}/{self.archived}")
+            .replace("{share}", str(self.share))
+            .replace("{group}", f"/api/groups/{self.group}")
             .replace("{owner}", self.owner.username)
             .replace("{new}", f"new{uuid.uuid4().hex}")
         )
+
+    def fill_body(self, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        return {name: self.fill(value) if isinstance(value, str) else value for name, value in body.items()}
 
     def assert_untouched(self) -> None:
         assert self.owner.api.job(self.waiting)["status"] == "PENDING"
         assert self.owner.api.get("/api/user", token=self.token["token"]).data["username"] == self.owner.username
         assert self.owner.api.job(self.job)["status"] == "COMPLETED"
         assert self.owner.api.get(f"/api/secrets/{self.secret}").data == self.secret_record
+        assert self.owner.api.get(f"/api/scripts/{self.script}").data == self.script_record
+        assert len(self.owner.api.get(f"/api/scripts/{self.script}/shares").data) == 1
+        members = self.owner.api.get(f"/api/groups/{self.group}").data["members"]
+        assert members == [{"username": self.owner.username, "owner": True}]
 
 
 @pytest.fixture(scope="module")
@@ -124,14 +175,14 @@ def test_who_may_do_what(
     world: World, stranger: Api, method: str, address: str, body: Any, who: str, status: int
 ) -> None:
     api = stranger if who == "nobody" else world.callers[who]
-    if isinstance(body, dict) and "username" in body:
-        body = {"username": world.fill(body["username"])}
+    body = world.fill_body(body)
     answer = ask(api, method, world.fill(address), body)
     assert answer.status == status, answer.body
     if status == 404:
         replaced = world.fill(address).replace(world.job, f"job_{uuid.uuid4().hex}")
         replaced = replaced.replace(world.waiting, f"job_{uuid.uuid4().hex}")
         replaced = replaced.replace(f"/{world.token['id']}", "/999999999").replace(world.secret, "NONE")
+        replaced = replaced.replace(world.script, "none").replace(world.group, "none")
         assert replaced != world.fill(address)
         unknown = ask(api, method, replaced, body)
         assert (answer.status, answer.body) == (unknown.status, unknown.body)

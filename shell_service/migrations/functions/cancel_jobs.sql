@@ -12,7 +12,10 @@ AS $$
 DECLARE
   v_ended uuid[];
   v_hexes text;
+  v_scripts int[];
 BEGIN
+  v_scripts := ARRAY(SELECT DISTINCT j.script_id FROM job j WHERE j.id = ANY (p_ids) AND j.script_id IS NOT NULL);
+  PERFORM lock_scripts(v_scripts);
   PERFORM write_audit(p_audit);
   -- A job may move between tables while we look; whoever was missed stands somewhere else at the next look.
   FOR v_look IN 1..5 LOOP
@@ -36,4 +39,5 @@ BEGIN
       SELECT FROM job j WHERE j.id = ANY (p_ids) AND j.status IS NULL AND NOT EXISTS
         (SELECT FROM running_job r WHERE r.job_id = j.id AND r.cancel_requested_at IS NOT NULL));
   END LOOP;
+  PERFORM admit_jobs(v_scripts);
 END $$;

@@ -91,11 +91,11 @@ BEGIN
   LOOP
     DELETE FROM ready_job q WHERE q.job_id = v_job RETURNING q.* INTO v_taken;
     CONTINUE WHEN NOT FOUND;  -- it was cancelled meanwhile
-    INSERT INTO running_job AS r (job_id, user_id, ord, attempt, fence, runner_id, incarnation)
+    INSERT INTO running_job AS r (job_id, user_id, ord, attempt, fence, runner_id, incarnation, script_id)
     VALUES (v_job, v_taken.user_id, v_taken.ord, (v_taken.attempt + 1)::smallint,
       -- The time too: after a crash of the server a sequence may give again what no flushed transaction took.
       (extract(epoch FROM clock_timestamp()) * 1000000)::bigint * 1024 + nextval('fence_seq') % 1024,
-      p_runner, p_incarnation)
+      p_runner, p_incarnation, v_taken.script_id)
     RETURNING r.job_id, r.user_id, r.attempt, r.fence INTO job_id, user_id, attempt, fence;
     RETURN NEXT;
   END LOOP;

@@ -13,9 +13,14 @@ AS $$
 DECLARE
   e record;
   g running_job;
+  v_scripts int[];
   v_jobs uuid[] := '{}';
   v_fences bigint[] := '{}';
 BEGIN
+  v_scripts := ARRAY(SELECT DISTINCT r.script_id
+    FROM json_to_recordset(p_results) AS w(job_id uuid) JOIN running_job r ON r.job_id = w.job_id
+    WHERE r.script_id IS NOT NULL);
+  PERFORM lock_scripts(v_scripts);
   -- One by one: for a join the planner walks all jobs when it last knew the table to be small.
   FOR e IN
     SELECT * FROM json_to_recordset(p_results) AS r(
@@ -26,8 +31,8 @@ BEGIN
     DELETE FROM running_job r WHERE r.job_id = e.job_id AND r.fence = e.fence RETURNING r.* INTO g;
     CONTINUE WHEN NOT FOUND;
     IF e.retry_in IS NOT NULL AND g.cancel_requested_at IS NULL THEN
-      INSERT INTO deferred_job (job_id, user_id, ord, run_at, attempt)
-      VALUES (g.job_id, g.user_id, g.ord, clock_timestamp() + make_interval(secs => e.retry_in), g.attempt);
+      INSERT INTO deferred_job (job_id, user_id, ord, run_at, attempt, script_id)
+      VALUES (g.job_id, g.user_id, g.ord, clock_timestamp() + make_interval(secs => e.retry_in), g.attempt, g.script_id);
       UPDATE job j SET attempt = g.attempt, modified = statement_timestamp()
       WHERE j.id = e.job_id AND coalesce(j.status, '') = '';  -- IS NULL has an index, of all jobs that have not ended
     ELSE
@@ -45,5 +50,6 @@ BEGIN
     v_fences := v_fences || e.fence;
   END LOOP;
   PERFORM tell_jobs('F', v_jobs);
+  PERFORM admit_jobs(v_scripts);
   RETURN v_fences;
 END $$;

@@ -1,11 +1,14 @@
 -- Stores submissions, each whole or not at all, in one call: what a user may still submit is looked up, the jobs are
 -- entered and counted, and nobody else's submission of the same user comes in between.
 --
--- p_submissions: [{n, user_id, jobs, key, digest, ids, audit, asks, limits, network, secrets}], where n is the place in
+-- p_submissions: [{n, user_id, jobs, key, digest, ids, audit, asks, limits, network, secrets, script, overlap,
+-- later}], where n is the place in
 -- the array, jobs how many, key and digest (hex) null without an Idempotency-Key, ids those of its jobs, and audit what
 -- the log is to say if it is stored (see write_audit). asks is true where they ask for anything that not everybody may
 -- have: limits holds the most that any of them asks for, by name, network whether any asks for it, secrets the names of
--- all. p_jobs: the jobs of all, each with the n of its submission. The limits are those of users who have none of their
+-- all. script is the id of the script that its one job runs, overlap what is to be done about other jobs of it instead of
+-- what the script says, later whether that has time. p_jobs: the jobs of all, each with the n of its submission. p_scripts:
+-- the scripts of all; one of which others are to be skipped or cancelled comes once only. The limits are those of users who have none of their
 -- own: budgets, and what a job gets and may ask for, by name.
 --
 -- Returns a row for each submission that was not stored: 'known' with the ids that the same request stored before,
@@ -13,13 +16,14 @@
 -- network; 'unreachable' where no runner can, with their reason; 'invalid' with the maxima of the limits that it exceeds
 -- and the names of secrets that there are not; or 'queued' and 'minute' for the budget that it would exceed, with the
 -- budget, what counts against it, and after how many seconds it would not by the minute's. And a row 'stored' with what
--- its jobs got that ask for nothing, for each that was stored and whose user has such limits of his own.
+-- its jobs got that ask for nothing, for each that was stored and whose user has such limits of his own. Of scripts also
+-- 'archived', and 'overlap' with the id of a job for which it is skipped.
 --
 -- The queue is counted only where it might be full (see SubmissionCount): for an exact counter all claims and cancels
 -- of a user would wait for its row. Submissions of the last minute are those of this minute by the clock, and of the
 -- one before as much as the last sixty seconds reach into it.
 CREATE FUNCTION submit_jobs(p_submissions json, p_jobs json, p_max_queued int, p_jobs_per_minute int,
-  p_defaults jsonb, p_maxima jsonb)
+  p_defaults jsonb, p_maxima jsonb, p_scripts int[])
 RETURNS TABLE (n int, outcome text, allowed int, counted int, seconds int, ids uuid[], detail jsonb)
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan
@@ -48,9 +52,13 @@ DECLARE
   v_timeout float8 := p_defaults ->> 'timeout';
   v_own_limits jsonb[] := '{}';     -- by n + 1, where a user has his own
   v_own_timeouts float8[] := '{}';
+  v_overlap text;
+  v_others uuid[];
 BEGIN
   PERFORM pg_advisory_xact_lock(7200, u.user_id)
   FROM (SELECT DISTINCT r.user_id FROM json_to_recordset(p_submissions) AS r(user_id int) ORDER BY 1) AS u;
+
+  PERFORM lock_scripts(p_scripts);
 
   -- A statement of its own, as it sees what was there when the locks were had.
   FOR s IN
@@ -58,13 +66,13 @@ BEGIN
       coalesce(u.active, false) AS active,
       coalesce(l.max_queued, p_max_queued) AS max_queued,
       coalesce(l.jobs_per_minute, p_jobs_per_minute) AS jobs_per_minute, coalesce(c.queued, 0) AS queued,
-      r.asks, r.limits, r.network, r.secrets, l.network AS may_network,
+      r.asks, r.limits, r.network, r.secrets, l.network AS may_network, r.script, r.overlap, r.later,
       nullif(l.defaults, '{}') AS defaults, nullif(l.maxima, '{}') AS maxima,
       CASE v_minute - c.minute WHEN 0 THEN c.submitted ELSE 0 END AS now,
       CASE v_minute - c.minute WHEN 0 THEN c.before WHEN 1 THEN c.submitted ELSE 0 END AS before
     FROM json_to_recordset(p_submissions) AS r(
       n int, user_id int, jobs int, key text, digest text, ids uuid[], audit json,
-      asks boolean, limits jsonb, network boolean, secrets text[])
+      asks boolean, limits jsonb, network boolean, secrets text[], script int, overlap text, later boolean)
     LEFT JOIN "user" u ON u.id = r.user_id
     LEFT JOIN user_limits l ON l.user_id = r.user_id
     LEFT JOIN submission_count c ON c.user_id = r.user_id
@@ -131,6 +139,29 @@ BEGIN
           ELSE ceil(60 * (v_left + 1 - (s.jobs_per_minute - s.jobs)::float8 / v_now)) END;
       END IF;
     END IF;
+    IF outcome IS NULL AND s.script IS NOT NULL THEN
+      SELECT coalesce(s.overlap, c.overlap) INTO v_overlap FROM script c WHERE c.id = s.script AND c.archived_at IS NULL;
+      IF NOT FOUND THEN
+        outcome := 'archived';
+      ELSIF v_overlap IN ('skip', 'cancel_previous', 'queue_latest') AND NOT s.later THEN
+        -- What waits for a time of its own is none of them, but for its next try.
+        v_others := ARRAY(
+          SELECT q.job_id FROM ready_job q WHERE q.script_id = s.script
+          UNION ALL
+          SELECT d.job_id FROM deferred_job d WHERE d.script_id = s.script AND (d.run_at = 'infinity' OR d.attempt > 0)
+          UNION ALL
+          SELECT r.job_id FROM running_job r WHERE r.script_id = s.script AND v_overlap <> 'queue_latest');
+        IF v_others = '{}' THEN
+          NULL;
+        ELSIF v_overlap = 'skip' THEN
+          outcome := 'overlap';
+          ids := v_others[1:1];
+        ELSE
+          PERFORM cancel_jobs(v_others, s.audit ->> 'username', ARRAY[s.audit::jsonb || jsonb_build_object(
+            'action', 'job.cancel', 'detail', jsonb_build_object('jobs', cardinality(v_others), 'by', v_overlap))]::json[]);
+        END IF;
+      END IF;
+    END IF;
     IF outcome IS NOT NULL THEN
       v_refused := v_refused || s.n;
       RETURN NEXT;
@@ -165,26 +196,32 @@ BEGIN
     SELECT * FROM json_to_recordset(p_jobs) AS r(
       n int, id uuid, user_id int, name text, priority smallint, code text, shell text, args jsonb, env jsonb,
       stdin text, timeout float8, limits jsonb, network boolean, secrets jsonb, secrets_in_env boolean,
+      secret_env jsonb, script_id int, script text, script_version int, parameters jsonb, share_output boolean,
       run_at timestamptz, retries smallint, retry_delay float8, on_lost text,
       created_at timestamptz, ord bigint, deferred boolean)
     WHERE r.n <> ALL (v_refused)),
   stored AS (
     INSERT INTO job (id, user_id, name, priority, code, shell, args, env, stdin, timeout, limits, network,
-                     secrets, secrets_in_env, run_at, retries, retry_delay, on_lost, created_at, modified)
+                     secrets, secrets_in_env, secret_env, script_id, script, script_version, parameters, share_output,
+                     run_at, retries, retry_delay, on_lost, created_at, modified)
     SELECT id, user_id, name, priority, code, shell, args, env, stdin,
            coalesce(timeout, v_own_timeouts[n + 1], v_timeout), coalesce(v_own_limits[n + 1], v_limits) || limits, network,
-           secrets, secrets_in_env, run_at, retries, retry_delay, on_lost, created_at, created_at FROM new),
+           secrets, secrets_in_env, secret_env, script_id, script, script_version, parameters, share_output,
+           run_at, retries, retry_delay, on_lost, created_at, created_at FROM new),
   later AS (
-    INSERT INTO deferred_job (job_id, user_id, ord, run_at) SELECT id, user_id, ord, run_at FROM new WHERE deferred),
+    INSERT INTO deferred_job (job_id, user_id, ord, run_at, script_id)
+    SELECT id, user_id, ord, CASE WHEN deferred THEN run_at ELSE 'infinity' END, script_id
+    FROM new WHERE deferred OR script_id IS NOT NULL),
   counted AS (
     INSERT INTO submission_count AS c (user_id, minute, submitted, before, queued)
     SELECT t.user_id, v_minute, t.taken, 0, t.queued FROM unnest(v_users, v_taken, v_counts) AS t(user_id, taken, queued)
     ON CONFLICT (user_id) DO UPDATE SET minute = excluded.minute, queued = excluded.queued,
       submitted = excluded.submitted + CASE WHEN c.minute = excluded.minute THEN c.submitted ELSE 0 END,
       before = CASE excluded.minute - c.minute WHEN 0 THEN c.before WHEN 1 THEN c.submitted ELSE 0 END)
-  INSERT INTO ready_job (job_id, user_id, ord) SELECT id, user_id, ord FROM new WHERE NOT deferred;
+  INSERT INTO ready_job (job_id, user_id, ord) SELECT id, user_id, ord FROM new WHERE NOT deferred AND script_id IS NULL;
   IF FOUND THEN
     PERFORM pg_notify('ready', '');
   END IF;
+  PERFORM admit_jobs(p_scripts);
   PERFORM write_audit(v_audit);
 END $$;

@@ -1,0 +1,360 @@
+"""Scripts: save, version, compare, share, run."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import orjson
+from sqlalchemy.orm import Session
+
+from baselayer.access import Caller
+from baselayer.errors import Conflict, InvalidRequest, NotAllowed, NotFound, PreconditionFailed
+from baselayer.handler import STREAMED, Call, Route, endpoint
+from shell_service import schemas, script_schemas, scripts
+from shell_service.audit import Entry
+from shell_service.diff import TooDifferent
+from shell_service.handlers.base import AppHandler, decode_cursor, encode_cursor
+from shell_service.scripts import Level, Name
+
+_NUMBER = 2**31
+
+
+class ScriptHandler(AppHandler):
+    """What handlers of one script have in common."""
+
+    def name_of(self, call: Call, script: str, owner: str | None) -> Name:
+        """The script's name; without an owner it is the caller's own."""
+        return Name(owner or call.caller.username, script)
+
+    def object_asked_for(self) -> str | None:
+        if (script := self.path_kwargs.get("script")) is None:
+            return None
+        owner = self.path_kwargs.get("owner") or (self.caller.username if self.caller else "")
+        return f"{owner}/{script}"
+
+    def tagged(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The same record, with its ETag in the answer."""
+        self.set_header("ETag", f'"{record["revision"]}"')
+        return record
+
+    def said(self, record: dict[str, Any]) -> Entry:
+        """The audit entry about a script that now is as in this record."""
+        name = f"{record['owner']}/{record['name']}"
+        return self.entry(name, {"version": record["version"], "digest": record["digest"]})
+
+    def send_text(self, text: bytes, name: str) -> Any:
+        """Send text that is somebody's: no browser takes it for a page of ours."""
+        self.set_header("Content-Type", "text/plain; charset=utf-8")
+        self.set_header("Content-Disposition", f'attachment; filename="{name}"')
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.finish(text)
+        return STREAMED
+
+
+class Scripts(ScriptHandler):
+    @endpoint(
+        "scripts:write",
+        body=script_schemas.ScriptRequest,
+        answer=script_schemas.ScriptRecord(),
+        errors=[Conflict],
+        action="script.create",
+        etag=True,
+    )
+    async def post(self, call: Call) -> Any:
+        """Save a script.
+
+        It is at version 1 then. `GET /api/scripts/{script}` shows it, `PUT` makes the next version.
+        """
+        return self.tagged(await self.change(self.said, _create, call.caller, call.body, self.app.settings.scripts))
+
+    @endpoint("scripts:read", query=script_schemas.ScriptsQuery, answer=script_schemas.ScriptSummary(many=True))
+    async def get(self, call: Call) -> Any:
+        """List scripts, newest first.
+
+        One's own, and those that are shared with one; administrators see all.
+        """
+        limit, cursor = call.query["limit"], decode_cursor(call.query["cursor"], 4)
+        before = int.from_bytes(cursor) if cursor else None
+        which = call.query["owner"], call.query["archived"]
+        found = await self.app.database.ask(scripts.page, call.caller, limit + 1, before, *which)
+        self.link_next(encode_cursor(found[limit - 1].id.to_bytes(4)) if len(found) > limit else None)
+        return [scripts.summary(item) for item in found[:limit]]
+
+
+class Script(ScriptHandler):
+    @endpoint("scripts:read", answer=script_schemas.ScriptRecord(), errors=[NotFound], etag=True)
+    async def get(self, call: Call, script: str, owner: str | None = None) -> Any:
+        """See a script, with its newest version."""
+        return self.tagged(await self.app.database.ask(_see, call.caller, self.name_of(call, script, owner)))
+
+    @endpoint(
+        "scripts:write",
+        body=script_schemas.ScriptChange,
+        answer=script_schemas.ScriptRecord(),
+        errors=[NotFound, NotAllowed, Conflict, PreconditionFailed],
+        headers=["If-Match"],
+        action="script.edit",
+        etag=True,
+    )
+    async def put(self, call: Call, script: str, owner: str | None = None) -> Any:
+        """Change a script.
+
+        What is not named stays as it is. Another code, interpreter, parameters or defaults make the next version; the
+        same as before makes none. With `If-Match` nothing is changed that somebody else has changed meanwhile.
+        """
+        name = self.name_of(call, script, owner)
+        what = call.caller, name, call.body, self.revisions(call), self.app.settings.scripts
+        return self.tagged(await self.change(self.said, _change, *what))
+
+    @endpoint(
+        "scripts:write",
+        answer=script_schemas.ScriptRecord(),
+        errors=[NotFound, NotAllowed, Conflict, PreconditionFailed],
+        headers=["If-Match"],
+        action="script.delete",
+        etag=True,
+    )
+    async def delete(self, call: Call, script: str, owner: str | None = None) -> Any:
+        """Delete a script: archive it.
+
+        It can be read, and so can its history and jobs, but not run or changed. `restore` brings it back; its name is
+        free when an administrator has purged it.
+        """
+        what = call.caller, self.name_of(call, script, owner), self.revisions(call)
+        return self.tagged(await self.change(self.said, _archive, *what))
+
+
+class ScriptCode(ScriptHandler):
+    @endpoint("scripts:read", query=script_schemas.VersionQuery, errors=[NotFound], media="text/plain")
+    async def get(self, call: Call, script: str, owner: str | None = None) -> Any:
+        """Get a script's code, as plain text."""
+        name = self.name_of(call, script, owner)
+        version = await self.app.database.ask(_version, call.caller, name, call.query["version"])
+        return self.send_text(version["code"].encode(), script)
+
+
+class Versions(ScriptHandler):
+    @endpoint(
+        "scripts:read",
+        query=schemas.PageQuery,
+        answer=script_schemas.VersionSummary(many=True),
+        errors=[NotFound],
+    )
+    async def get(self, call: Call, script: str, owner: str | None = None) -> Any:
+        """List a script's versions, newest first."""
+        limit, cursor = call.query["limit"], decode_cursor(call.query["cursor"], 4)
+        before = int.from_bytes(cursor) if cursor else None
+        rows = await self.app.database.ask(_versions, call.caller, self.name_of(call, script, owner), limit + 1, before)
+        self.link_next(encode_cursor(rows[limit - 1].number.to_bytes(4)) if len(rows) > limit else None)
+        return [scripts.version_summary(row) for row in rows[:limit]]
+
+
+class Version(ScriptHandler):
+    @endpoint("scripts:read", answer=script_schemas.VersionRecord(), errors=[NotFound])
+    async def get(self, call: Call, script: str, version: str, owner: str | None = None) -> Any:
+        """See a version of a script.
+
+        Versions never change.
+        """
+        name = self.name_of(call, script, owner)
+        return await self.app.database.ask(_version, call.caller, name, _number(version))
+
+
+class Diff(ScriptHandler):
+    @endpoint("scripts:read", query=script_schemas.DiffQuery, errors=[NotFound, TooDifferent], media="text/plain")
+    async def get(self, call: Call, script: str, owner: str | None = None) -> Any:
+        """Compare two versions of a script.
+
+        The answer is a unified diff: of the code, and of all else that the versions say, as JSON. It is empty where
+        they say the same.
+        """
+        name = self.name_of(call, script, owner)
+        old, new = await self.app.database.ask(_two_versions, call.caller, name, call.query["from"], call.query["to"])
+        found = b""
+        for part, show in (("", _code), (".json", _settings)):
+            labels = [f"{script}{part} version {item['version']}" for item in (old, new)]
+            found += await self.app.differ.unified(show(old), show(new), *labels)
+        return self.send_text(found, f"{script}.diff")
+
+
+class Revert(ScriptHandler):
+    @endpoint(
+        "scripts:write",
+        body=script_schemas.RevertRequest,
+        answer=script_schemas.ScriptRecord(),
+        errors=[NotFound, NotAllowed, Conflict, PreconditionFailed],
+        headers=["If-Match"],
+        action="script.revert",
+        etag=True,
+    )
+    async def post(self, call: Call, script: str, owner: str | None = None) -> Any:
+        """Go back to an older version.
+
+        Makes a new one that says the same; nothing of the history is lost.
+        """
+        name, body = self.name_of(call, script, owner), call.body
+        what = call.caller, name, body["version"], body["message"], self.revisions(call), self.app.settings.scripts
+        return self.tagged(await self.change(self.said, _revert, *what))
+
+
+class Restore(ScriptHandler):
+    @endpoint(
+        "scripts:write",
+        answer=script_schemas.ScriptRecord(),
+        errors=[NotFound, NotAllowed],
+        action="script.restore",
+        etag=True,
+    )
+    async def post(self, call: Call, script: str, owner: str | None = None) -> Any:
+        """Bring back a deleted script."""
+        name = self.name_of(call, script, owner)
+        return self.tagged(await self.change(self.said, _restore, call.caller, name))
+
+
+class Purge(ScriptHandler):
+    @endpoint("users:admin", answer=schemas.Nothing(), errors=[NotFound, Conflict], action="script.purge")
+    async def post(self, call: Call, script: str, owner: str | None = None) -> Any:
+        """Remove a deleted script for ever.
+
+        Its versions are gone then, and its name is free. Jobs that it made stay, with the code that they ran.
+        """
+        name = self.name_of(call, script, owner)
+        await self.change(lambda _: self.entry(name), scripts.purge, call.caller, name)
+        return {}
+
+
+class Shares(ScriptHandler):
+    @endpoint("scripts:read", answer=script_schemas.ShareRecord(many=True), errors=[NotFound, NotAllowed])
+    async def get(self, call: Call, script: str, owner: str | None = None) -> Any:
+        """List whom a script is shared with.
+
+        For its owner and administrators.
+        """
+        return await self.app.database.ask(_shares, call.caller, self.name_of(call, script, owner))
+
+    @endpoint(
+        "scripts:write",
+        body=script_schemas.ShareRequest,
+        answer=script_schemas.ShareRecord(),
+        errors=[NotFound, NotAllowed, Conflict],
+        action="script.share",
+    )
+    async def post(self, call: Call, script: str, owner: str | None = None) -> Any:
+        """Share a script with a user or a group.
+
+        Who runs it runs a job of his own, with his own limits, secrets and output. Sharing it again with the same
+        changes what they may do.
+        """
+        name = self.name_of(call, script, owner)
+        detail = {key: value for key, value in call.body.items() if value}
+        return await self.change(lambda _: self.entry(name, detail), scripts.share, call.caller, name, call.body)
+
+
+class Share(ScriptHandler):
+    @endpoint(
+        "scripts:write",
+        answer=schemas.Nothing(),
+        errors=[NotFound, NotAllowed, Conflict],
+        action="script.unshare",
+    )
+    async def delete(self, call: Call, script: str, share_id: str, owner: str | None = None) -> Any:
+        """Share a script no longer."""
+        name, number = self.name_of(call, script, owner), _number(share_id)
+
+        def said(share: dict[str, Any]) -> Entry:
+            return self.entry(name, {key: share[key] for key in ("user", "group", "level") if share[key]})
+
+        await self.change(said, scripts.unshare, call.caller, name, number)
+        return {}
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch(r"\d{1,10}", text, re.ASCII) or not 0 < int(text) < _NUMBER:
+        raise NotFound
+    return int(text)
+
+
+def _code(version: dict[str, Any]) -> str:
+    text: str = version["code"]
+    return text
+
+
+def _settings(version: dict[str, Any]) -> str:
+    said = {name: version[name] for name in ("shell", "parameters", "defaults")}
+    return orjson.dumps(said, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS).decode() + "\n"
+
+
+# -- in a transaction --------------------------------------------------------------------------------------------------
+
+
+def _create(session: Session, *what: Any) -> dict[str, Any]:
+    return scripts.record(session, scripts.create(session, *what))
+
+
+def _see(session: Session, caller: Caller, name: Name) -> dict[str, Any]:
+    return scripts.record(session, scripts.find(session, caller, name))
+
+
+def _change(session: Session, *what: Any) -> dict[str, Any]:
+    return scripts.record(session, scripts.change(session, *what))
+
+
+def _archive(session: Session, *what: Any) -> dict[str, Any]:
+    return scripts.record(session, scripts.archive(session, *what))
+
+
+def _revert(session: Session, *what: Any) -> dict[str, Any]:
+    return scripts.record(session, scripts.revert(session, *what))
+
+
+def _restore(session: Session, *what: Any) -> dict[str, Any]:
+    return scripts.record(session, scripts.restore(session, *what))
+
+
+def _version(session: Session, caller: Caller, name: Name, number: int | None) -> dict[str, Any]:
+    return scripts.version_record(scripts.said(session, scripts.find(session, caller, name), number))
+
+
+def _versions(session: Session, caller: Caller, name: Name, limit: int, before: int | None) -> Any:
+    return scripts.versions(session, scripts.find(session, caller, name), limit, before)
+
+
+def _two_versions(
+    session: Session, caller: Caller, name: Name, old: int | None, new: int | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    found = scripts.find(session, caller, name)
+    new = new or found.row.version
+    if old is None and new == 1:
+        raise InvalidRequest.of({"from": ["There is no version before the first."]})
+    older, newer = (scripts.version_record(scripts.said(session, found, number)) for number in (old or new - 1, new))
+    return older, newer
+
+
+def _shares(session: Session, caller: Caller, name: Name) -> list[dict[str, Any]]:
+    found = scripts.find(session, caller, name)
+    if found.level < Level.OWN:
+        raise NotAllowed("Only its owner sees whom a script is shared with.")
+    return scripts.shares(session, found)
+
+
+_ONE, _OWN = "/api/scripts/{owner}/{script}", "/api/scripts/{script}"
+ROUTES = [
+    Route("/api/scripts", Scripts),
+    *(
+        Route(f"{_ONE}/{rest}", handler, f"{_OWN}/{rest}")
+        for rest, handler in {
+            "code": ScriptCode,
+            "versions": Versions,
+            "versions/{version}": Version,
+            "diff": Diff,
+            "revert": Revert,
+            "restore": Restore,
+            "purge": Purge,
+            "shares": Shares,
+            "shares/{share_id}": Share,
+        }.items()
+    ),
+]
+#: To be matched after all others, as any word can be the name of a user or a script.
+LAST_ROUTES = [Route(_ONE, Script, _OWN)]

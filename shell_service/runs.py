@@ -1,0 +1,211 @@
+"""Runs: what a job of a script's version asks for, and how the jobs of a script went."""
+
+from __future__ import annotations
+
+import functools
+import uuid
+from collections import namedtuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, Select, bindparam, cast, func, select, union_all
+from sqlalchemy import types as sql
+from sqlalchemy.dialects.postgresql import psycopg2
+from sqlalchemy.orm import Session
+
+from baselayer.access import Caller
+from baselayer.errors import FieldErrors, InvalidRequest, NotFound
+from baselayer.fields import rfc3339
+from baselayer.models import User
+from baselayer.query import Query, Rows
+from baselayer.visibility import Viewer
+from shell_service import parameters, schemas, scripts
+from shell_service.jobs import public_id
+from shell_service.models import FINAL_STATUSES, Content, Job, RunningJob, Script, ScriptVersion
+from shell_service.scripts import Found, Level, Name
+from shell_service.settings import Jobs
+
+_COUNTED = 100  # ended jobs that figures are of
+
+
+# -- what is run -------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _statement() -> tuple[str, type[Any]]:
+    """The statement of `look_up` in the driver's form, and the type of its rows."""
+    viewer = Viewer(cast(bindparam("user_id"), sql.Integer), cast(bindparam("admin"), sql.Boolean))
+    number = func.coalesce(cast(bindparam("version"), sql.Integer), Script.version)
+    statement = (
+        scripts.with_level(viewer, ScriptVersion.number, *scripts.SAID)
+        .outerjoin(ScriptVersion, (ScriptVersion.script_id == Script.id) & (ScriptVersion.number == number))
+        .outerjoin(Content, Content.digest == ScriptVersion.digest)
+        .where(User.username == cast(bindparam("owner"), sql.Text), Script.name == cast(bindparam("name"), sql.Text))
+    )
+    return str(statement.compile(dialect=psycopg2.dialect())), namedtuple("Row", statement.selected_columns.keys())
+
+
+def look_up(caller: Caller, name: Name, version: int | None) -> Query[Found]:
+    """A script that the caller may run, with what this version of it says, by default its newest.
+
+    Reading the answer raises `NotFound`, `NotAllowed` or `Conflict` where he may not run that.
+    """
+    statement, row = _statement()
+    asked = {"user_id": caller.user_id, "admin": caller.is_admin, "version": version, **vars(name)}
+
+    def read(rows: Rows) -> Found:
+        if not rows or row._make(rows[0]).level == Level.NONE:
+            raise NotFound
+        found = Found(row._make(rows[0]))
+        found.require(Level.RUN)
+        if found.row.number is None:
+            raise NotFound(f"The script {name} has no version {version}; its newest is {found.row.version}.")
+        return found
+
+    return Query(statement, asked, read, kept=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a job of a script asks for: as `submissions.new_job` takes it."""
+
+    request: dict[str, Any]
+    origin: dict[str, Any]
+
+
+def make(found: Found, given: Mapping[str, Any], overrides: Mapping[str, Any], rules: Jobs, share: bool) -> Run:
+    """The job that this version of a script makes of values for its parameters, and of what is to be another way.
+
+    Raises `InvalidRequest` that tells of all that is wrong with them.
+    """
+    row = found.row
+    answers, wrong = parameters.answers(row.parameters, given)
+    errors: FieldErrors = {"parameters": wrong} if wrong else {}
+    request = {**schemas.plain_request(), **row.defaults, **overrides}
+    for name in ("env", "limits"):
+        request[name] = {**row.defaults.get(name, {}), **overrides.get(name, {})}
+    for name, values in (("env", answers.env), ("secret_env", answers.secret_env)):
+        if both := sorted(values.keys() & (overrides.get("env", {}).keys() | overrides.get("secret_env", {}).keys())):
+            errors["overrides"] = {"env": [f"{both[0]} is the variable of a parameter."]}
+        request[name] = {**request[name], **values}
+    request["args"] = [*answers.args, *request["args"]]
+    if not errors and (problems := schemas.input_problems(request, rules) | schemas.secrets_problems(request)):
+        errors["overrides"] = problems
+    if errors:
+        raise InvalidRequest.of(errors)
+    request |= {"name": row.name, "code": row.code, "shell": row.shell}
+    origin = {
+        "script_id": row.id,
+        "script": str(found.name),
+        "script_version": row.number,
+        "parameters": answers.values,
+        "share_output": share,
+    }
+    return Run(request, origin)
+
+
+# -- how it went -------------------------------------------------------------------------------------------------------
+
+_COLUMNS = (
+    *(Job.id, Job.name, Job.script_version, Job.status, Job.reason, Job.created_at, Job.finished_at),
+    *(Job.return_code, Job.wall_seconds, Job.share_output, User.username),
+)
+
+
+def _select(found: Found, caller: Caller) -> Select[*tuple[Any, ...]]:
+    """Jobs of a script that the caller may know of: all, where the script is his, else his own."""
+    statement = (
+        select(
+            *_COLUMNS,
+            RunningJob.started_at.label("running_since"),
+            func.coalesce(Job.started_at, RunningJob.started_at).label("started_at"),
+        )
+        .select_from(Job)
+        .join(User, User.id == Job.user_id)
+        .outerjoin(RunningJob, RunningJob.job_id == Job.id)
+        .where(Job.script_id == found.id)
+    )
+    if found.level < Level.OWN:
+        statement = statement.where(Job.user_id == caller.user_id, Job.name == found.row.name)  # there is an index
+    return statement
+
+
+def page(
+    session: Session, found: Found, caller: Caller, status: str | None, limit: int, before: uuid.UUID | None
+) -> tuple[list[dict[str, Any]], uuid.UUID | None]:
+    """Up to `limit` jobs of a script, newest first, older than `before`; and from where the next page goes on."""
+    statement = _select(found, caller)
+    if status == "RUNNING":
+        statement = statement.where(Job.status.is_(None), RunningJob.started_at.is_not(None))
+    elif status == "PENDING":
+        statement = statement.where(Job.status.is_(None), RunningJob.started_at.is_(None))
+    elif status:
+        statement = statement.where(Job.status == status)
+    if before:
+        statement = statement.where(Job.id < before)
+    rows = session.execute(statement.order_by(Job.id.desc()).limit(limit + 1)).all()
+    return [_record(row) for row in rows[:limit]], rows[limit - 1].id if len(rows) > limit else None
+
+
+def _record(row: Row[Any]) -> dict[str, Any]:
+    return {
+        "id": public_id(row.name, row.id),
+        "submitter": row.username,
+        "version": row.script_version,
+        "status": row.status or ("RUNNING" if row.running_since else "PENDING"),
+        "reason": row.reason,
+        "created_at": rfc3339(row.created_at),
+        "started_at": rfc3339(row.started_at),
+        "finished_at": rfc3339(row.finished_at),
+        "return_code": row.return_code,
+        "wall_seconds": row.wall_seconds,
+        "share_output": row.share_output,
+    }
+
+
+def status(session: Session, found: Found, caller: Caller) -> dict[str, Any]:
+    """How a script does (see `script_schemas.ScriptStatus`)."""
+    newest = _select(found, caller).order_by(Job.id.desc()).limit(1)
+    ended = _ended(session, found, caller)
+    best = [row for row in ended if row.status == "COMPLETED"]
+    failed = [row for row in ended if row.status not in ("COMPLETED", "CANCELLED")]
+    counted = sorted(ended, key=lambda row: row.id, reverse=True)[:_COUNTED]
+    times = sorted(row.wall_seconds for row in counted if row.status == "COMPLETED" and row.wall_seconds is not None)
+    latest = session.execute(newest).first()
+    active = _select(found, caller).where(Job.status.is_(None)).subquery()
+    waiting, running = session.execute(
+        select(func.count().filter(active.c.running_since.is_(None)), func.count(active.c.running_since)).select_from(
+            active
+        )
+    ).one()
+    return {
+        "latest": latest and _record(latest),
+        "last_success": _newest(best),
+        "last_failure": _newest(failed),
+        "waiting": waiting,
+        "running": running,
+        "counted": len(counted),
+        "success_rate": sum(row.status == "COMPLETED" for row in counted) / len(counted) if counted else None,
+        "durations": _durations(times),
+    }
+
+
+def _durations(times: Sequence[float]) -> dict[str, float] | None:
+    """Of ascending times."""
+    if not times:
+        return None
+    return {"shortest": times[0], "median": times[(len(times) - 1) // 2], "longest": times[-1]}
+
+
+def _ended(session: Session, found: Found, caller: Caller) -> Sequence[Row[Any]]:
+    """The newest of each final status: an index leads to them, past those that have not ended."""
+    parts = [
+        _select(found, caller).where(Job.status == status).order_by(Job.id.desc()).limit(_COUNTED).subquery()
+        for status in FINAL_STATUSES
+    ]
+    return session.execute(union_all(*(select(part) for part in parts))).all()
+
+
+def _newest(rows: Sequence[Row[Any]]) -> dict[str, Any] | None:
+    return _record(max(rows, key=lambda row: row.id)) if rows else None
