@@ -13,8 +13,9 @@ from sqlalchemy.orm import Session
 
 from baselayer.models import User
 from shell_service import liveness, queue, submissions
+from shell_service.audit import Entry
 from shell_service.limits import Bounds
-from shell_service.models import UserLimits
+from shell_service.models import Script, UserLimits
 from shell_service.submissions import Limits, NewJob, Stored, Submission
 
 JOB_LIMITS: dict[str, float] = {
@@ -105,3 +106,21 @@ def add_runner(session: Session, name: str = "runner_00", slots: int = 32) -> En
     """Enter a runner, or a new incarnation of the one that has this name."""
     incarnation = uuid.uuid4()
     return Enlisted(liveness.register(session, "host", name, incarnation, slots, None, {}), incarnation)
+
+
+def add_script(session: Session, user_id: int, overlap: str = "queue", max_running: int | None = None) -> int:
+    """Save a script that says nothing; returns its number."""
+    script = Script(
+        user_id=user_id, name=f"s{uuid.uuid4().hex}", description="", overlap=overlap, max_running=max_running,
+        version=1, size=0,
+    )  # fmt: skip
+    session.add(script)
+    session.flush()
+    return script.id
+
+
+def run(session: Session, user_id: int, script_id: int, **fields: Any) -> Stored | Exception:
+    """Submit a job of a script."""
+    job = NewJobFactory(user_id=user_id, script_id=script_id, script="user/script", script_version=1, **fields)
+    entry = Entry("script.run", "user/script", user_id, f"user{user_id}")
+    return submissions.submit([Submission(user_id, [job], audit=entry)], LIMITS).on(session)[0]

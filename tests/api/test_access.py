@@ -20,8 +20,8 @@ JOB = {"code": "true"}
 ONE, GROUP = "/api/scripts/{owner}/{script}", "/api/groups/{group}"
 
 # Method and path, what is sent, and the status for each of WHO. {job} is a job of the owner's that has ended, {waiting}
-# one that waits, {token} another token and {secret} a secret of the owner's, {owner} his name. {script} and {archived} are
-# addresses of scripts of his, {share} a share of the first, {group} the address of a group that he manages.
+# one that waits, {token} another token and {secret} a secret of the owner's, {owner} his name. {script} and {archived}
+# are addresses of scripts of his, {share} a share of the first, {group} the address of a group that he manages.
 TABLE: list[tuple[str, str, str, Any, tuple[int, int, int, int, int]]] = [
     ("GET", "/api/jobs", "/api/jobs", None, (401, 403, 200, 200, 200)),
     ("POST", "/api/jobs", "/api/jobs", JOB, (401, 403, 200, 200, 200)),

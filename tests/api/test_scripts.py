@@ -165,7 +165,9 @@ BAD = {
     "a gap": {"parameters": [{"name": "a", "type": "string", "position": 2}]},
     "a secret for all to see": {"parameters": [{"name": "a", "type": "secret", "position": 1}]},
     "nowhere": {"parameters": [{"name": "a", "type": "string", "env": None}]},
-    "an argument that may be missing": {"parameters": [{"name": "a", "type": "string", "required": False, "position": 1}]},
+    "an argument that may be missing": {
+        "parameters": [{"name": "a", "type": "string", "required": False, "position": 1}]
+    },
     "a variable of two": {"parameters": [{**DAYS, "env": "A"}, {"name": "A", "type": "string"}]},
     "a variable of the defaults": {"parameters": [DAYS], "defaults": {"env": {"days": "1"}}},
     "bounds the wrong way": {"parameters": [{"name": "a", "type": "number", "minimum": 2, "maximum": 1}]},
@@ -283,9 +285,10 @@ def test_a_group_stands_for_its_members(alice: Api, bob: Api, admin: Api) -> Non
     assert alice.delete(f"/api/groups/{group}").status == 403
     assert admin.delete(f"/api/groups/{group}").data == {}
     assert [item["user"] for item in alice.get("/api/scripts/tool/shares").data] == [colleague]
-    bad = ({"user": colleague, "group": "x", "level": "view"}, {"level": "view"}, {"user": "nobody", "level": "view"},
-           {"user": owner, "level": "view"}, {"group": group, "level": "view"}, {"user": colleague, "level": "own"})  # fmt: skip
-    for request in bad:
+    for request in (
+        {"user": colleague, "group": "x", "level": "view"}, {"level": "view"}, {"user": "nobody", "level": "view"},
+        {"user": owner, "level": "view"}, {"group": group, "level": "view"}, {"user": colleague, "level": "own"},
+    ):  # fmt: skip
         assert alice.post("/api/scripts/tool/shares", request).status == 400
 
 
