@@ -59,12 +59,12 @@ def places(transact: Transactions) -> dict[uuid.UUID, str]:
 
 
 def drive(transact: Transactions, script: int, runs: int = RUNS) -> list[Stored | Exception]:
-    """Eight submit and two runners work, all at once, until all has ended; returns what the submissions made."""
-    user = transact(add_user)
+    """Eight users submit and two runners work, all at once, until all has ended; returns what the submissions made."""
     made: list[Stored | Exception] = []
     submitted = threading.Event()
 
     def submitter(_: int) -> None:
+        user = transact(add_user)
         for _ in range(runs):
             made.append(transact(run, user, script))
 
