@@ -87,9 +87,11 @@ def drive(transact: Transactions, script: int, runs: int = RUNS) -> list[Stored 
     with ThreadPoolExecutor(SUBMITTERS + 2) as threads:
         runners = [threads.submit(runner, number) for number in range(2)]
         submitting = [threads.submit(submitter, number) for number in range(SUBMITTERS)]
-        for task in submitting:
-            task.result()
-        submitted.set()
+        try:
+            for task in submitting:
+                task.result()
+        finally:
+            submitted.set()
         for task in runners:
             task.result()
     return made
