@@ -69,6 +69,10 @@ class App:
     def log_requests(self) -> bool:
         return self.settings.log.requests
 
+    def batcher(self, overlap: str | None) -> Batcher[Submission, Stored]:
+        """Whom to give a job to whose script says this about others of it (`models.OVERLAPS`); None: it has none."""
+        return self.submissions if overlap in (None, "queue", "parallel") else self.singles
+
     def background(self) -> list[Coroutine[Any, Any, None]]:
         """What has to run beside the handlers."""
         listener = Listener(

@@ -1,8 +1,8 @@
 """What pending jobs wait for.
 
-All answers say the same of a job: that it waits for a time, that no runner can take it, that its owner runs as many as
-he may, or simply that it waits for a free slot. Only a job that was stored just now is not asked what else its owner
-runs. Its position is counted for one job at a time: that costs more.
+All answers say the same of a job: that it waits for a time or for others of its script, that no runner can take it,
+that its owner runs as many as he may, or simply that it waits for a free slot. Only a job that was stored just now is
+not asked what else its owner runs. Its position is counted for one job at a time: that costs more.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Supply:
 
 _PLACES = text(
     """
-    SELECT w.id, d.run_at, d.attempt, q.user_id FROM unnest(:ids) AS w(id)
+    SELECT w.id, d.run_at = 'infinity' AS in_turn, d.run_at, d.attempt, q.user_id FROM unnest(:ids) AS w(id)
     LEFT JOIN deferred_job d ON d.job_id = w.id LEFT JOIN ready_job q ON q.job_id = w.id
     """
 ).bindparams(bindparam("ids", type_=ARRAY(sql.Uuid)))
@@ -101,7 +101,9 @@ def reasons(session: Session, ids: Sequence[uuid.UUID], supply: Supply, max_runn
             count = full[place.user_id]
             found[place.id] = Reason(f"you already run {count} jobs", f"its owner already runs {count} jobs")
             continue
-        if place.run_at is not None:
+        if place.in_turn:
+            reason = "waiting for its turn among the jobs of its script"
+        elif place.run_at is not None:
             start = f"attempt {place.attempt + 1} starts" if place.attempt else "starts"
             reason = f"{start} at {rfc3339(place.run_at)}"
         else:

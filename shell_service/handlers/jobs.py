@@ -25,12 +25,13 @@ from baselayer.errors import (
     Unavailable,
 )
 from baselayer.handler import Call, Route, endpoint
-from shell_service import jobs, queue, schemas, submissions
+from shell_service import jobs, queue, runs, schemas, submissions
 from shell_service.audit import Entry
 from shell_service.handlers.base import AppHandler, encode_cursor, job_cursor
 from shell_service.hub import Watch
 from shell_service.jobs import Wanted
 from shell_service.records import Record
+from shell_service.scripts import Name
 from shell_service.submissions import NewJob, Stored, Submission
 
 _MAX_WAIT = 300  # seconds
@@ -95,11 +96,9 @@ class SubmitHandler(AppHandler):
         with self.app.hub.watch(job_id, end_only=True) as watch:
             return await self.record_when_final(call, job_id, watch, seconds)
 
-    async def submit_one(
-        self, call: Call, job: NewJob, entry: Entry, batcher: Batcher[Submission, Stored] | None = None
-    ) -> Record:
+    async def submit_one(self, call: Call, job: NewJob, entry: Entry, batcher: Batcher[Submission, Stored]) -> Record:
         """Store a job, or find the one that the same request stored before; returns its record."""
-        stored = await self.submit(call, [job], batcher or self.app.submissions, entry)
+        stored = await self.submit(call, [job], batcher, entry)
         if stored.ids[0] == job.id:
             return self.app.records.of_new(job, call.caller, stored.limits)
         return await self.record(call.caller, stored.ids[0])
@@ -222,7 +221,7 @@ class Job(AppHandler):
 
 
 class Cancel(AppHandler):
-    @endpoint("jobs:write", answer=schemas.JobRecord(), errors=[NotFound], action="job.cancel")
+    @endpoint("jobs:write", answer=schemas.JobRecord(), errors=[NotFound, NotAllowed], action="job.cancel")
     async def post(self, call: Call, job_id: str) -> Any:
         """Cancel a job.
 
@@ -235,6 +234,8 @@ class Cancel(AppHandler):
 
     def _cancel(self, session: Session, caller: Caller, job_id: str, entry: Entry) -> Record:
         found = jobs.find(session, caller, job_id)
+        if found.row.user_id != caller.user_id and not caller.is_admin:
+            raise NotAllowed("Only its owner can cancel a job.")
         queue.cancel(session, [] if found.final else [found.job_id], caller.username, entry)
         return self.app.records.of_one(session, caller, job_id)
 
@@ -262,8 +263,23 @@ class Rerun(SubmitHandler):
         request = submissions.request_again(found.row, call.body)
         if problems := schemas.secrets_problems(request):
             raise InvalidRequest.of(problems)
+        overlap = await self._overlap_of(call, found)
         job = submissions.new_job(call.caller.user_id, request, **submissions.origin_of(found.row))
-        return await self.submit_one(call, job, self.entry(job_id, {"job": job.public_id}))
+        return await self.submit_one(call, job, self.entry(job_id, {"job": job.public_id}), self.app.batcher(overlap))
+
+    async def _overlap_of(self, call: Call, found: jobs.Found) -> str | None:
+        """What the script of a job says about others of it. Raises `NotAllowed` where the caller may not run it now."""
+        if found.row.script_id is None:
+            return None
+        name = Name(*found.row.script.split("/"))
+        try:
+            script = await self.app.database.fetch(runs.look_up(call.caller, name, None))
+        except NotFound:
+            script = None
+        if script is None or script.id != found.row.script_id:
+            raise NotAllowed(f"You may not run the script {name} any more; you can submit the job's code as it is.")
+        overlap: str = script.row.overlap
+        return overlap
 
 
 def _new_jobs(user_id: int, requests: Sequence[Mapping[str, Any]]) -> list[NewJob]:

@@ -25,8 +25,6 @@ from shell_service.jobs import Wanted
 from shell_service.scripts import Name
 from shell_service.submissions import Overlaps
 
-_ALONE = ("skip", "cancel_previous", "queue_latest")  # of a script only one such run is stored at once
-
 
 class Run(SubmitHandler, ScriptHandler):
     @endpoint(
@@ -56,9 +54,8 @@ class Run(SubmitHandler, ScriptHandler):
         run = runs.make(found, body["parameters"], body["overrides"], self.app.rules.jobs, body["share_output"])
         job = submissions.new_job(call.caller.user_id, run.request, **run.origin)
         entry = self.entry(found.name, {"version": job.script_version, "job": job.public_id})
-        batcher = self.app.singles if found.row.overlap in _ALONE else self.app.submissions
         try:
-            return await self.submit_and_wait(call, job, batcher, entry, wait)
+            return await self.submit_and_wait(call, job, self.app.batcher(found.row.overlap), entry, wait)
         except Overlaps as error:
             raise await self._told(call, found, error) from None
 
