@@ -65,9 +65,9 @@ def stranger(stack: Stack) -> Iterator[Api]:
 
 
 @pytest.fixture(scope="session")
-def belongings(alice: Person) -> Belongings:
+def belongings(alice: Person, admin: Api) -> Belongings:
     """What A owns, of each kind that an address can name."""
-    return belongings_of(alice)
+    return belongings_of(alice, admin)
 
 
 @pytest.fixture(scope="session")

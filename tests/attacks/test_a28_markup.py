@@ -27,13 +27,16 @@ def author(admin: Api) -> Person:
     job = person.api.submit(code, args=[ALL], env={"V": ALL}, stdin=ALL, wait=30)
     assert job["stdout"].strip() == ALL
     person.api.post("/api/tokens", {"name": ALL[:100]}).data  # noqa: B018
+    script = {"name": "page.html", "code": ALL, "description": ALL, "message": ALL[:1000], "defaults": {"args": [ALL]}}
+    person.api.post("/api/scripts", script).data  # noqa: B018
     person.api.get("/api/jobs", headers={"User-Agent": ALL, "Referer": f"https://x/{ALL}"}).data  # noqa: B018
     return person
 
 
 @pytest.mark.parametrize("accept", ["text/html,*/*;q=0.1", "*/*", "image/svg+xml"])
 def test_no_answer_is_a_page(wire: Wire, author: Person, admin: Api, accept: str) -> None:
-    things = belongings_of(author)
+    things = belongings_of(author, admin)
+    things.things["script"].append("page.html")
     things.things["job_id"].append(author.api.get("/api/jobs?status=FAILED").data[0]["id"])
     for operation in OPERATIONS:
         if operation.method == "GET":

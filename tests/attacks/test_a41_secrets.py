@@ -22,7 +22,7 @@ TRACES = [text.encode() for text in (VALUE, VALUE[7:20], VALUE[::-1], base64.b64
 def holder(admin: Api) -> Belongings:
     """What a user has who has used a secret in every way, and made mistakes with it."""
     person = new_person(admin)
-    found = belongings_of(person)
+    found = belongings_of(person, admin)
     name = found.things["name"][0]
     api = person.api
     assert VALUE not in repr(api.put(f"/api/secrets/{name}", {"value": VALUE}).data)

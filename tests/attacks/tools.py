@@ -100,8 +100,11 @@ class Belongings:
         return (dict(pairs) for pairs in itertools.product(*chosen))
 
 
-def belongings_of(person: Person) -> Belongings:
-    """Give a user one of each kind of thing. A part of an address that is not among them fails the attacks."""
+def belongings_of(person: Person, admin: Api) -> Belongings:
+    """Give a user one of each kind of thing. A part of an address that is not among them fails the attacks.
+
+    The administrator makes a group for him.
+    """
     secret = uuid.uuid4().hex
     ended = person.api.submit(f"echo {secret}", name="private", env={"HIDDEN": secret[::-1]}, wait=30)
     assert ended["status"] == "COMPLETED", ended
@@ -109,20 +112,46 @@ def belongings_of(person: Person) -> Belongings:
     token = person.api.post("/api/tokens", {"name": f"token of {person.username}"}).data
     name = f"SECRET_{secret[:12]}"
     person.api.put(f"/api/secrets/{name}", {"value": secret}).data  # noqa: B018
+    script, group = f"script{secret[:12]}", f"group{secret[:12]}"
+    for request in ({"name": script, "code": f"echo {secret}"}, {"code": f"echo {secret} again"}):
+        path = "/api/scripts" if "name" in request else f"/api/scripts/{script}"
+        person.api("POST" if "name" in request else "PUT", path, json=request).data  # noqa: B018
+    admin.post("/api/groups", {"name": group, "description": secret}).data  # noqa: B018
+    admin.put(f"/api/groups/{group}/members/{person.username}", {"owner": True}).data  # noqa: B018
+    share = person.api.post(f"/api/scripts/{script}/shares", {"group": group, "level": "edit"}).data
     things = {
+        "owner": [person.username],
+        "script": [script],
+        "version": ["1"],
+        "share_id": [str(share["id"])],
+        "group": [group],
         "job_id": [ended["id"], waiting["id"]],
         "token_id": [str(token["id"])],
         "name": [name],
         "username": [person.username],
     }
-    marks = [secret, secret[::-1], name, person.username, ended["id"][-32:], waiting["id"][-32:], token["prefix"]]
+    marks = [
+        secret,
+        secret[::-1],
+        name,
+        script,
+        group,
+        person.username,
+        ended["id"][-32:],
+        waiting["id"][-32:],
+        token["prefix"],
+    ]
     return Belongings(person, things, marks)
 
 
 def nothing() -> dict[str, str]:
     """Parts of addresses that name nothing: as likely as any, but never given out."""
     number = uuid.uuid4().hex
-    return {"job_id": f"job_{number}", "token_id": "999999999", "username": f"nobody{number}", "name": f"NO_{number}"}
+    return {
+        "job_id": f"job_{number}", "token_id": "999999999", "username": f"nobody{number}", "name": f"NO_{number}",
+        "owner": f"nobody{number}", "script": f"none{number}", "version": "999999999", "share_id": "999999999",
+        "group": f"none{number}",
+    }  # fmt: skip
 
 
 # -- bytes as they are -----------------------------------------------------------------------------------------------
