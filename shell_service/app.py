@@ -92,7 +92,7 @@ def make_app(
     settings: Settings, database: Database, shells: Mapping[str, str], keyring: Keyring, failpoints: FailPoints
 ) -> App:
     """The application of one worker. `shells` are the interpreters found on this host."""
-    limits = default_limits(settings)
+    limits = submissions.default_limits(settings)
     outputs = OutputStore(settings.output_dir)
     supply = Supply(settings.runner.lost_after)
     records = Records(outputs, supply, limits.max_running)
@@ -126,12 +126,6 @@ def make_app(
         differ=Differ(),
         failpoints=failpoints,
     )
-
-
-def default_limits(settings: Settings) -> Limits:
-    """The limits of users who have none of their own."""
-    users = settings.users
-    return Limits(users.max_running, users.max_queued, users.jobs_per_minute, settings.limits.bounds)
 
 
 async def _submit(

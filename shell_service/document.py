@@ -10,7 +10,7 @@ from marshmallow import Schema
 from baselayer import openapi
 from baselayer.handler import Route
 from baselayer.openapi import About
-from shell_service import __version__, schemas, script_schemas, user_schemas
+from shell_service import __version__, schedule_schemas, schemas, script_schemas, user_schemas
 from shell_service.audit_schemas import AuditRecord
 from shell_service.limits import NAMES, shown
 from shell_service.models import STATUSES
@@ -66,6 +66,11 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "integer", "minimum": 1, "maximum": 2**31 - 1},
         "example": 7,
     },
+    "schedule_id": {
+        "description": "The schedule's number.",
+        "schema": {"type": "integer", "minimum": 1, "maximum": 2**31 - 1},
+        "example": 7,
+    },
     "group": {
         "description": "The group's name.",
         "schema": {"type": "string", "minLength": 1, "maxLength": 100, "pattern": f"^{schemas.NAME}$"},
@@ -110,6 +115,8 @@ _JOB = {
     "script_version": None,
     "parameters": None,
     "share_output": False,
+    "schedule": None,
+    "fired_for": None,
     "priority": 0,
     "retries": 0,
     "retry_delay": 1.0,
@@ -245,6 +252,31 @@ _GROUP = {
     "modified": _AT,
     "members": [{"username": "bob", "owner": False}],
 }
+_SCHEDULE = {
+    "id": 7,
+    "owner": "alice",
+    "script": "alice/backup",
+    "version": None,
+    "parameters": {"days": 30},
+    "overrides": {},
+    "overlap": None,
+    "cron": "30 2 * * 1-5",
+    "every": None,
+    "at": None,
+    "timezone": "America/New_York",
+    "start": None,
+    "end": None,
+    "jitter": 0.0,
+    "catch_up": "none",
+    "catch_up_limit": 100,
+    "enabled": True,
+    "problem": None,
+    "created_at": _AT,
+    "modified": _AT,
+    "next_fire": "2030-02-01T07:30:00.000000Z",
+    "last_fire": None,
+    "last_job": None,
+}
 _COUNTS = dict.fromkeys(STATUSES, 0) | {"RUNNING": 2, "COMPLETED": 512, "FAILED": 3}
 
 EXAMPLES: dict[type[Schema], Any] = {
@@ -295,6 +327,15 @@ EXAMPLES: dict[type[Schema], Any] = {
         "durations": {"shortest": 0.004, "median": 0.004, "longest": 0.004},
     },
     script_schemas.GroupRecord: _GROUP,
+    schedule_schemas.ScheduleRequest: {
+        "script": "backup",
+        "cron": "30 2 * * 1-5",
+        "timezone": "America/New_York",
+        "parameters": {"days": 30},
+    },
+    schedule_schemas.SchedulePatch: {"cron": "0 3 * * *", "catch_up": "last"},
+    schedule_schemas.ScheduleRecord: _SCHEDULE,
+    schedule_schemas.FireRecord: {"at": "2030-02-01T07:30:00.000000Z", "local": "2030-02-01T02:30:00-05:00"},
     AuditRecord: _AUDIT,
     schemas.ShellRecord: {"name": "sh", "path": "/bin/sh"},
     schemas.SysInfo: {"version": __version__, "ready": True, "runners": [_RUNNER_FACTS]},

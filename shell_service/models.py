@@ -37,6 +37,7 @@ from baselayer.models import Base
 from baselayer.visibility import Viewer
 
 OVERLAPS = ("queue", "skip", "cancel_previous", "queue_latest", "parallel")
+CATCH_UPS = ("none", "last", "all")
 LEVELS = ("view", "run", "edit")  # of a share, each with those before it
 FINAL_STATUSES = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL")
 STATUSES = ("PENDING", "RUNNING", *FINAL_STATUSES)
@@ -195,6 +196,51 @@ class ScriptShare(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
+class Schedule(Base):
+    """A rule that makes jobs from a script at times; see `schedules`. No foreign key to scripts: one may be purged."""
+
+    __tablename__ = "schedule"
+    __table_args__ = (
+        CheckConstraint("num_nonnulls(cron, every, at) = 1", name="times"),
+        CheckConstraint(f"catch_up IN {CATCH_UPS}", name="catch_up"),
+        CheckConstraint(f"overlap IN {OVERLAPS}", name="overlap"),
+        Index(None, "due_at", "id", postgresql_where=text("due_at IS NOT NULL")),
+        Index(None, "user_id", "id"),
+        {"postgresql_with": {"fillfactor": "50"}},
+    )
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("user.id"))
+    script_id: Mapped[int]
+    script: Mapped[str]  # owner/name
+    version: Mapped[int | None]
+    parameters: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    overrides: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    overlap: Mapped[str | None]
+    cron: Mapped[str | None]
+    every: Mapped[float | None] = mapped_column(Float)  # seconds
+    at: Mapped[datetime | None]
+    timezone: Mapped[str]
+    start: Mapped[datetime | None]
+    end: Mapped[datetime | None]
+    jitter: Mapped[float] = mapped_column(Float)  # seconds
+    catch_up: Mapped[str]
+    catch_up_limit: Mapped[int]
+    enabled: Mapped[bool]
+    problem: Mapped[str | None]
+    created_at: Mapped[datetime]
+    modified: Mapped[datetime]
+    instant: Mapped[datetime | None]  # for which it has not fired yet; null where there is none any more
+    due_at: Mapped[datetime | None]
+    last_instant: Mapped[datetime | None]
+    last_job_id: Mapped[uuid.UUID | None] = mapped_column(Uuid)
+
+    @classmethod
+    def visible_to(cls, viewer: Viewer) -> ColumnElement[bool]:
+        """Owners see their own schedules; administrators see all."""
+        return or_(viewer.is_admin, cls.user_id == viewer.user_id)
+
+
 class SubmissionCount(Base):
     """How many jobs a user submitted in a minute by the clock (`minute` since the epoch), and in the one before it.
 
@@ -232,6 +278,8 @@ class Job(Base):
         Index(None, "status", "id"),
         Index(None, "script_id", "id", postgresql_where=text("script_id IS NOT NULL")),
         Index(None, "script_id", "status", "id", postgresql_where=text("script_id IS NOT NULL")),
+        # One job for each instant of a schedule, whatever else goes wrong.
+        Index(None, "schedule_id", "fired_for", unique=True, postgresql_where=text("fired_for IS NOT NULL")),
     )
 
     id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True)
@@ -257,6 +305,8 @@ class Job(Base):
     parameters: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     #: Whether the script's owner may see all of it, as its own owner can.
     share_output: Mapped[bool] = mapped_column(server_default="false")
+    schedule_id: Mapped[int | None]
+    fired_for: Mapped[datetime | None]  # the schedule's instant; null where it was run by hand
     run_at: Mapped[datetime | None]
     retries: Mapped[int] = mapped_column(SmallInteger)
     retry_delay: Mapped[float] = mapped_column(Float)

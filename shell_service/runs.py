@@ -46,6 +46,24 @@ def _statement() -> tuple[str, type[Any]]:
     return str(statement.compile(dialect=psycopg2.dialect())), namedtuple("Row", statement.selected_columns.keys())
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a version of a script says to run."""
+
+    script_id: int
+    script: Name
+    version: int
+    code: str
+    shell: str
+    parameters: list[dict[str, Any]]
+    defaults: dict[str, Any]
+
+    @classmethod
+    def of(cls, script_id: int, script: Name, row: Any) -> Said:
+        """Of a row of a version with its content."""
+        return cls(script_id, script, row.number, row.code, row.shell, row.parameters, row.defaults)
+
+
 def look_up(caller: Caller, name: Name, version: int | None) -> Query[Found]:
     """A script that the caller may run, with what this version of it says, by default its newest.
 
@@ -74,17 +92,16 @@ class Run:
     origin: dict[str, Any]
 
 
-def make(found: Found, given: Mapping[str, Any], overrides: Mapping[str, Any], rules: Jobs, share: bool) -> Run:
-    """The job that this version of a script makes of values for its parameters, and of what is to be another way.
+def make(said: Said, given: Mapping[str, Any], overrides: Mapping[str, Any], rules: Jobs, share: bool) -> Run:
+    """The job that a version of a script makes of values for its parameters, and of what is to be another way.
 
     Raises `InvalidRequest` that tells of all that is wrong with them.
     """
-    row = found.row
-    answers, wrong = parameters.answers(row.parameters, given)
+    answers, wrong = parameters.answers(said.parameters, given)
     errors: FieldErrors = {"parameters": wrong} if wrong else {}
-    request = {**schemas.plain_request(), **row.defaults, **overrides}
+    request = {**schemas.plain_request(), **said.defaults, **overrides}
     for name in ("env", "limits"):
-        request[name] = {**row.defaults.get(name, {}), **overrides.get(name, {})}
+        request[name] = {**said.defaults.get(name, {}), **overrides.get(name, {})}
     for name, values in (("env", answers.env), ("secret_env", answers.secret_env)):
         if both := sorted(values.keys() & (overrides.get("env", {}).keys() | overrides.get("secret_env", {}).keys())):
             errors["overrides"] = {"env": [f"{both[0]} is the variable of a parameter."]}
@@ -94,11 +111,11 @@ def make(found: Found, given: Mapping[str, Any], overrides: Mapping[str, Any], r
         errors["overrides"] = problems
     if errors:
         raise InvalidRequest.of(errors)
-    request |= {"name": row.name, "code": row.code, "shell": row.shell}
+    request |= {"name": said.script.name, "code": said.code, "shell": said.shell}
     origin = {
-        "script_id": row.id,
-        "script": str(found.name),
-        "script_version": row.number,
+        "script_id": said.script_id,
+        "script": str(said.script),
+        "script_version": said.version,
         "parameters": answers.values,
         "share_output": share,
     }

@@ -16,8 +16,9 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from baselayer.database import Database
+from baselayer.failpoint import FailPoints
 from baselayer.waiting import repeat
-from shell_service import liveness, queue, tokens, users
+from shell_service import liveness, queue, schedules, submissions, tokens, users
 from shell_service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,9 @@ class Reaper:
 class Scheduler:
     """One scheduler process."""
 
-    def __init__(self, settings: Settings, database: Database) -> None:
+    def __init__(self, settings: Settings, database: Database, failpoints: FailPoints) -> None:
+        self._failpoints = failpoints
+        self._limits = submissions.default_limits(settings)
         self._settings = settings
         self._database = database
         self._reaper = Reaper(settings.runner.lost_after)
@@ -84,6 +87,7 @@ class Scheduler:
         async with asyncio.TaskGroup() as group:
             duties = [
                 group.create_task(repeat(self._promote, "letting jobs become ready")),
+                group.create_task(repeat(self._fire, "firing schedules")),
                 group.create_task(repeat(self._look_at_runners, "looking for runners that are gone")),
                 group.create_task(repeat(self._keep_house, "keeping house")),
             ]
@@ -94,6 +98,20 @@ class Scheduler:
     async def _promote(self) -> None:
         if await self._database.ask(queue.promote, _PROMOTE) < _PROMOTE:
             await asyncio.sleep(self._settings.scheduler.tick_seconds)
+
+    async def _fire(self) -> None:
+        fired = await self._database.run(self._fire_some)
+        self._failpoints.reach("scheduler.fired")
+        if not fired:
+            await asyncio.sleep(self._settings.scheduler.tick_seconds)
+
+    def _fire_some(self, session: Session) -> int:
+        self._failpoints.reach("scheduler.before_fire")
+        settings = self._settings
+        fired = schedules.fire(session, self._limits, settings.jobs, settings.schedules.grace_seconds)
+        if fired:
+            self._failpoints.reach("scheduler.before_commit")
+        return fired
 
     async def _look_at_runners(self) -> None:
         await asyncio.sleep(self._settings.runner.heartbeat_seconds / 2)

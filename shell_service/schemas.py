@@ -361,6 +361,8 @@ class JobRecord(Schema):
         metadata=about("The script's parameters. Values are shown to the owner only. Null in lists as `args` are."),
     )
     share_output = fields.Boolean(metadata=about("Whether the script's owner may see it as well."))
+    schedule = nullable(fields.Integer, "The number of the schedule that made it.")
+    fired_for = nullable(Instant, "The instant for which the schedule made it; null where it was let run by hand.")
     priority = fields.Integer(metadata=about("Order among its owner's jobs."))
     retries = fields.Integer(metadata=about("How often it is tried again when it ends FAILED or TIMEOUT."))
     retry_delay = fields.Float(metadata=about("Seconds before the first retry; doubled each time."))

@@ -64,8 +64,8 @@ class Level(enum.IntEnum):
     OWN = 4
 
 
-def _level(viewer: Viewer) -> ColumnElement[int]:
-    """The level of a script for somebody, as SQL over `Script`."""
+def level_of(viewer: Viewer) -> ColumnElement[int]:
+    """The level of a script for somebody, as SQL over `Script`: a number of `Level`."""
     groups = select(GroupMember.group_id).where(GroupMember.user_id == viewer.user_id)
     rank = case(*((ScriptShare.level == _constant(f"'{level.name.lower()}'"), _number(level)) for level in Level))
     shared = select(func.max(rank)).where(
@@ -149,7 +149,7 @@ SAID = (Content.size, *(getattr(Content, name) for name in _CONTENT))
 
 def with_level(viewer: Viewer, *more: Any) -> Select[*tuple[Any, ...]]:
     """Scripts, all that `Found` needs of them, and more."""
-    level = _level(viewer).label("level")
+    level = level_of(viewer).label("level")
     return select(*_COLUMNS, level, *more).select_from(Script).join(User, User.id == Script.user_id)
 
 

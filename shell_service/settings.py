@@ -85,6 +85,13 @@ class Scripts:
 
 
 @dataclass(frozen=True)
+class Schedules:
+    max_schedules: int
+    min_interval: float
+    grace_seconds: float
+
+
+@dataclass(frozen=True)
 class Count:
     default: int
     max: int
@@ -174,6 +181,7 @@ class Settings:
     users: Users
     jobs: Jobs
     scripts: Scripts
+    schedules: Schedules
     limits: Limits
     shells: dict[str, str]
     runner: Runner
@@ -308,6 +316,8 @@ def _check_ranges(settings: Settings) -> None:
         "runner.drain_seconds": (runner.drain_seconds, 0, 86400),
         "server.client_timeout": (settings.server.client_timeout, 0.1, 3600),
         "server.drain_seconds": (settings.server.drain_seconds, 0, 3600),
+        "schedules.min_interval": (settings.schedules.min_interval, 1, 86400),
+        "schedules.grace_seconds": (settings.schedules.grace_seconds, 1, 86400),
         "scheduler.tick_seconds": (scheduler.tick_seconds, 0.05, 3600),
         "jobs.kill_grace": (settings.jobs.kill_grace, 0, 3600),
         # 0 would stand for no limit there, and a statement may not hold up others for long.

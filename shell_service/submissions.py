@@ -28,6 +28,7 @@ from baselayer.query import Query, Rows, as_uuids
 from shell_service.audit import Entry
 from shell_service.jobs import public_id
 from shell_service.limits import Bounds, shown
+from shell_service.settings import Settings
 
 _USER_LOCK = 7200  # first key of the advisory lock that serialises what one user's submissions are counted against
 _QUEUE_SECONDS = 10  # after which a user with a full queue may ask again
@@ -74,6 +75,8 @@ class NewJob:
     script_version: int | None = None
     parameters: dict[str, Any] | None = None
     share_output: bool = False  # with the script's owner
+    schedule_id: int | None = None  # that made it
+    fired_for: datetime | None = None  # the instant for which that was
 
     @property
     def all_secrets(self) -> set[str]:
@@ -222,6 +225,12 @@ class Limits:
     max_queued: int
     jobs_per_minute: int
     job: Bounds
+
+
+def default_limits(settings: Settings) -> Limits:
+    """The limits of users who have none of their own."""
+    users = settings.users
+    return Limits(users.max_running, users.max_queued, users.jobs_per_minute, settings.limits.bounds)
 
 
 def submit(submissions: Sequence[Submission], defaults: Limits) -> Query[list[Stored | Exception]]:

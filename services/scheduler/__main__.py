@@ -10,6 +10,7 @@ import uvloop
 
 from baselayer import log
 from baselayer.database import Database
+from baselayer.failpoint import FailPoints
 from services import account
 from services.options import config_option
 from services.ready import schema_is_current
@@ -34,7 +35,7 @@ async def serve(settings: Settings, database_url: str) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     database = Database(database_url, size=2, statement_timeout=settings.database.statement_timeout, wait=10.0)
     if await schema_is_current(database, stop):
-        await Scheduler(settings, database).run(stop)
+        await Scheduler(settings, database, FailPoints()).run(stop)
 
 
 if __name__ == "__main__":

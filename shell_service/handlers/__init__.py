@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from baselayer.handler import Route
-from shell_service.handlers import audit, groups, info, jobs, openapi, output, runs, scripts, secrets, tokens, users
+from shell_service.handlers import (
+    audit,
+    groups,
+    info,
+    jobs,
+    openapi,
+    output,
+    runs,
+    schedules,
+    scripts,
+    secrets,
+    tokens,
+    users,
+)
 
-_MODULES = (jobs, output, scripts, runs, groups, secrets, tokens, users, audit, info, openapi)
+_MODULES = (jobs, output, scripts, runs, schedules, groups, secrets, tokens, users, audit, info, openapi)
 ROUTES: list[Route] = [*(route for module in _MODULES for route in module.ROUTES), *scripts.LAST_ROUTES]

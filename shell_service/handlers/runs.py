@@ -22,6 +22,7 @@ from shell_service.handlers.base import encode_cursor, job_cursor
 from shell_service.handlers.jobs import SubmitHandler
 from shell_service.handlers.scripts import ScriptHandler
 from shell_service.jobs import Wanted
+from shell_service.runs import Said
 from shell_service.scripts import Name
 from shell_service.submissions import Overlaps
 
@@ -51,7 +52,8 @@ class Run(SubmitHandler, ScriptHandler):
             call.query["wait"] = body["wait"]
             wait = self.wait_of(call)
         found = await self.app.database.fetch(runs.look_up(call.caller, name, body["version"]))
-        run = runs.make(found, body["parameters"], body["overrides"], self.app.rules.jobs, body["share_output"])
+        said = Said.of(found.id, found.name, found.row)
+        run = runs.make(said, body["parameters"], body["overrides"], self.app.rules.jobs, body["share_output"])
         job = submissions.new_job(call.caller.user_id, run.request, **run.origin)
         entry = self.entry(found.name, {"version": job.script_version, "job": job.public_id})
         try:

@@ -16,6 +16,7 @@ MAX_OUTPUT = 2**20
 MAX_STREAMS = 20
 MAX_SECRETS = 60
 MAX_TOKENS = 100
+MAX_SCHEDULES = 60
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +27,7 @@ def stack() -> Iterator[Stack]:
         jobs={"kill_grace": 1},
         limits={"output": {"default": MAX_OUTPUT}},
         users={"max_streams": MAX_STREAMS, "max_secrets": MAX_SECRETS, "max_tokens": MAX_TOKENS},
+        schedules={"max_schedules": MAX_SCHEDULES},
     ) as running:
         yield running
         for name in ("app_00", "app_01", "runner_00", "scheduler"):

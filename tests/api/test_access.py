@@ -18,10 +18,12 @@ from tests.waiting import eventually
 WHO = ("nobody", "wrong scope", "other", "owner", "admin")
 JOB = {"code": "true"}
 ONE, GROUP = "/api/scripts/{owner}/{script}", "/api/groups/{group}"
+SCHEDULE = "/api/schedules/{schedule_id}"
 
 # Method and path, what is sent, and the status for each of WHO. {job} is a job of the owner's that has ended, {waiting}
 # one that waits, {token} another token and {secret} a secret of the owner's, {owner} his name. {script} and {archived}
-# are addresses of scripts of his, {share} a share of the first, {group} the address of a group that he manages.
+# are addresses of scripts of his, {share} a share of the first, {group} the address of a group that he manages,
+# {schedule} that of a schedule.
 TABLE: list[tuple[str, str, str, Any, tuple[int, int, int, int, int]]] = [
     ("GET", "/api/jobs", "/api/jobs", None, (401, 403, 200, 200, 200)),
     ("POST", "/api/jobs", "/api/jobs", JOB, (401, 403, 200, 200, 200)),
@@ -51,6 +53,15 @@ TABLE: list[tuple[str, str, str, Any, tuple[int, int, int, int, int]]] = [
     ("POST", f"{ONE}/run", "{script}/run", {}, (401, 403, 404, 200, 200)),
     ("GET", f"{ONE}/status", "{script}/status", None, (401, 403, 404, 200, 200)),
     ("GET", f"{ONE}/jobs", "{script}/jobs", None, (401, 403, 404, 200, 200)),
+    ("GET", "/api/schedules", "/api/schedules", None, (401, 403, 200, 200, 200)),
+    ("POST", "/api/schedules", "/api/schedules", {"script": "{name}", "every": 3600}, (401, 403, 400, 200, 400)),
+    ("GET", SCHEDULE, "{schedule}", None, (401, 403, 404, 200, 200)),
+    ("PATCH", SCHEDULE, "{schedule}", {"every": 7200}, (401, 403, 404, 200, 403)),
+    ("DELETE", SCHEDULE, "{schedule}", None, (401, 403, 404, 200, 200)),
+    ("GET", f"{SCHEDULE}/next", "{schedule}/next", None, (401, 403, 404, 200, 200)),
+    ("POST", f"{SCHEDULE}/pause", "{schedule}/pause", None, (401, 403, 404, 200, 200)),
+    ("POST", f"{SCHEDULE}/resume", "{schedule}/resume", None, (401, 403, 404, 200, 403)),
+    ("POST", f"{SCHEDULE}/run", "{schedule}/run", None, (401, 403, 404, 200, 403)),
     ("GET", "/api/groups", "/api/groups", None, (401, 403, 200, 200, 200)),
     ("POST", "/api/groups", "/api/groups", {"name": "{new}"}, (401, 403, 403, 403, 200)),
     ("GET", GROUP, "{group}", None, (401, 403, 404, 200, 200)),
@@ -114,6 +125,8 @@ class World:
         admin.put(f"/api/groups/{self.group}/members/{self.owner.username}", {"owner": True}).data  # noqa: B018
         share = api.post(f"/api/scripts/{self.script}/shares", {"group": self.group, "level": "edit"})
         self.share = share.data["id"]
+        self.schedule_record = api.post("/api/schedules", {"script": self.script, "every": 3600}).data
+        self.schedule = self.schedule_record["id"]
 
     def fill(self, text: str) -> str:
         return (
@@ -121,6 +134,8 @@ class World:
             .replace("{waiting}", self.waiting)
             .replace("{token}", str(self.token["id"]))
             .replace("{secret}", self.secret)
+            .replace("{name}", self.script)
+            .replace("{schedule}", f"/api/schedules/{self.schedule}")
             .replace("{script}", f"/api/scripts/{self.owner.username}/{self.script}")
             .replace("{archived}", f"/api/scripts/{self.owner.username}/{self.archived}")
             .replace("{share}", str(self.share))
@@ -141,6 +156,7 @@ class World:
         assert self.owner.api.get(f"/api/secrets/{self.secret}").data == self.secret_record
         assert self.owner.api.get(f"/api/scripts/{self.script}").data == self.script_record
         assert len(self.owner.api.get(f"/api/scripts/{self.script}/shares").data) == 1
+        assert self.owner.api.get(f"/api/schedules/{self.schedule}").data == self.schedule_record
         members = self.owner.api.get(f"/api/groups/{self.group}").data["members"]
         assert members == [{"username": self.owner.username, "owner": True}]
 
@@ -153,7 +169,7 @@ def world(admin: Api) -> World:
 def new_world(admin: Api) -> World:
     """A world of people whom nobody else has met."""
     owner = new_person(admin)
-    narrow = owner.api.post("/api/tokens", {"name": "narrow", "scopes": ["schedules:read"]}).data["token"]
+    narrow = owner.api.post("/api/tokens", {"name": "narrow", "scopes": ["secrets:use"]}).data["token"]
     callers = {
         "wrong scope": admin.using(narrow),
         "other": new_person(admin).api,
@@ -182,7 +198,11 @@ def test_who_may_do_what(
         replaced = world.fill(address).replace(world.job, f"job_{uuid.uuid4().hex}")
         replaced = replaced.replace(world.waiting, f"job_{uuid.uuid4().hex}")
         replaced = replaced.replace(f"/{world.token['id']}", "/999999999").replace(world.secret, "NONE")
-        replaced = replaced.replace(world.script, "none").replace(world.group, "none")
+        replaced = (
+            replaced.replace(f"/schedules/{world.schedule}", "/schedules/999999999")
+            .replace(world.script, "none")
+            .replace(world.group, "none")
+        )
         assert replaced != world.fill(address)
         unknown = ask(api, method, replaced, body)
         assert (answer.status, answer.body) == (unknown.status, unknown.body)

@@ -78,7 +78,7 @@ def test_every_change_says_what_it_is() -> None:
 
 def test_it_tells_of_every_change_and_refusal_and_of_nothing_else(admin: Api, stack: Stack) -> None:
     world, address = new_world(admin), new_address()
-    world.callers["wrong scope"] = new_person(admin, scopes=["schedules:read"]).api  # not so many by one user
+    world.callers["wrong scope"] = new_person(admin, scopes=["secrets:use"]).api  # not so many by one user
     who_is = {who: api.get("/api/user").data for who, api in world.callers.items()}
     expected: dict[str, tuple[Any, ...]] = {}
     silent: set[str] = set()

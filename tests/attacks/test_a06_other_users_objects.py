@@ -102,7 +102,7 @@ def test_an_administrator_s_token_without_the_scope_is_no_administrator_s(admin:
 
 def test_scopes_are_looked_at_before_things(bob: Person, belongings: Belongings, admin: Api) -> None:
     """A token without the scope learns as little of what is there as one of somebody else."""
-    made = bob.api.post("/api/tokens", {"name": "idle", "scopes": ["schedules:read"]}).data
+    made = bob.api.post("/api/tokens", {"name": "idle", "scopes": ["secrets:use"]}).data
     idle = bob.api.using(made["token"])
     for operation in SCOPED:
         if operation.parts:

@@ -25,7 +25,7 @@ NAMING = [operation for operation in OPERATIONS if operation.parts]
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way[:30])
 def test_no_address_leads_out(wire: Wire, admin: Api, belongings: Belongings, way: str) -> None:
     """In place of one part after the other, asked with the token that may see the most."""
-    for operation, part in ((operation, part) for operation in NAMING for part in operation.parts):
+    for operation, part in ((each, part) for each in NAMING for part in each.parts):
         body = json.dumps(operation.body or {}).encode()
         headers = ("Content-Type: application/json",)
         target = operation.address(**{**next(belongings.of(operation)), part: way})
