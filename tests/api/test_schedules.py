@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ def test_a_schedule_from_its_making_to_its_end(alice: Api) -> None:
     assert alice.get(path).data == made
     coming = alice.get(f"{path}/next").data
     assert len(coming) == 5 and coming[0]["at"] == made["next_fire"]
-    for earlier, later in zip(coming, coming[1:], strict=False):
+    for earlier, later in pairwise(coming):
         assert at(later["at"]) - at(earlier["at"]) == timedelta(minutes=5)
     assert all(item["local"][-6:] in ("-05:00", "-04:00") for item in coming)
     assert len(alice.get(f"{path}/next?count=3").data) == 3
@@ -122,8 +123,8 @@ def test_what_a_patch_may_not_do(alice: Api) -> None:
     save(alice, "tool")
     made = make(alice)
     path = f"/api/schedules/{made['id']}"
-    for body in ({"script": "tool"}, {"every": 1}, {"parameters": {"x": 1}}, {"version": 9}, {"every": 60, "cron": "@daily"},
-                 {"end": "2020-01-01T00:00:00Z"}, {"timezone": "x"}, {"enabled": True}):  # fmt: skip
+    for body in ({"script": "tool"}, {"every": 1}, {"parameters": {"x": 1}}, {"version": 9}, {"enabled": True},
+                 {"every": 60, "cron": "@daily"}, {"end": "2020-01-01T00:00:00Z"}, {"timezone": "x"}):  # fmt: skip
         assert alice.patch(path, body).status == 400, body
     assert alice.get(path).data == made
 

@@ -119,7 +119,9 @@ def belongings_of(person: Person, admin: Api) -> Belongings:
     admin.post("/api/groups", {"name": group, "description": secret}).data  # noqa: B018
     admin.put(f"/api/groups/{group}/members/{person.username}", {"owner": True}).data  # noqa: B018
     share = person.api.post(f"/api/scripts/{script}/shares", {"group": group, "level": "edit"}).data
+    schedule = person.api.post("/api/schedules", {"script": script, "every": 3600}).data
     things = {
+        "schedule_id": [str(schedule["id"])],
         "owner": [person.username],
         "script": [script],
         "version": ["1"],
@@ -150,7 +152,7 @@ def nothing() -> dict[str, str]:
     return {
         "job_id": f"job_{number}", "token_id": "999999999", "username": f"nobody{number}", "name": f"NO_{number}",
         "owner": f"nobody{number}", "script": f"none{number}", "version": "999999999", "share_id": "999999999",
-        "group": f"none{number}",
+        "group": f"none{number}", "schedule_id": "999999999",
     }  # fmt: skip
 
 
