@@ -212,10 +212,36 @@ class Things:
             source = source.replace("/api/tokens/7", f"/api/tokens/{token['id']}")
         if "/api/secrets/API_KEY" in source:
             self._client.put("/api/secrets/API_KEY", json={"value": "a sample"}).raise_for_status()
+        source = self._with_a_script(source)
         name = f"carol-{uuid.uuid4().hex[:8]}"
-        if "/api/users/carol" in source:
+        if "/api/users/carol" in source or "/members/carol" in source:
             self._post("/api/users", {"username": name})
         return source.replace("carol", name)
+
+    def _with_a_script(self, source: str) -> str:
+        """`source` about a script of the administrator's, a group that he has made, and a user bob."""
+        script, group, user = (f"{noun}-{uuid.uuid4().hex[:8]}" for noun in ("tool", "team", "eve"))
+        if "alice" in source or '"script": "backup"' in source or "/api/schedules/7" in source:
+            parameters = [{"name": "days", "type": "integer", "default": 7}]
+            self._post("/api/scripts", {"name": script, "code": "echo one", "parameters": parameters})
+            self._client.put(f"/api/scripts/{script}", json={"code": "echo two"}).raise_for_status()
+            self._post("/api/users", {"username": user})
+            share = self._post(f"/api/scripts/{script}/shares", {"user": user, "level": "view"})
+            source = source.replace("/shares/7", f"/shares/{share['id']}")
+        if "/restore" in source or "/purge" in source:
+            self._client.delete(f"/api/scripts/{script}").raise_for_status()
+        if "/api/schedules/7" in source:
+            schedule = self._post("/api/schedules", {"script": script, "every": 3600, "parameters": {"days": 1}})
+            source = source.replace("/api/schedules/7", f"/api/schedules/{schedule['id']}")
+        if "/api/groups/ops" in source:
+            self._post("/api/groups", {"name": group})
+            self._post_member(group)
+        for old, new in (("alice/backup", f"admin/{script}"), ("backup", script), ("ops", group), ("bob", user)):
+            source = source.replace(old, new)
+        return source
+
+    def _post_member(self, group: str) -> None:
+        self._client.put(f"/api/groups/{group}/members/admin", json={}).raise_for_status()
 
 
 @pytest.mark.parametrize(("path", "method", "sample"), SAMPLES)
