@@ -45,7 +45,7 @@ HEADERS: dict[str, Json] = {
     },
     "If-Match": {
         "description": "The `ETag` of what was read: 412, and nothing is changed, when it has been changed since.",
-        "schema": {"type": "string"},
+        "schema": {"type": "string", "pattern": '^([*]|"[^"]*"( *, *"[^"]*")*)$'},
         "example": '"1"',
     },
     "Last-Event-ID": {

@@ -361,6 +361,7 @@ def build(server: str, jobs: Jobs, limits: Limits, shells: Mapping[str, str] | N
             "required": ["run_at", "delay"],
             "properties": {"run_at": {"type": "string"}, "delay": {"type": "number"}},
         }
+    components["ShareRequest"]["oneOf"] = [{"required": ["user"]}, {"required": ["group"]}]
     for request in ("JobRequest", "ScriptRequest", "ScriptChange"):
         components[request]["properties"]["code"]["oneOf"][0]["maxLength"] = int(jobs.max_code)
         if shells:
