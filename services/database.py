@@ -12,13 +12,14 @@ from contextlib import contextmanager
 
 import sqlalchemy
 from sqlalchemy import URL, make_url, text
+from sqlalchemy.orm import Session
 
 from baselayer import postgres
 from baselayer.errors import Conflict
 from services import layout, run
 from services.errors import OperatorError
 from services.migrate.__main__ import OLDEST, check, migrate, wait_until_up
-from shell_service import migrations, provision, secrets
+from shell_service import migrations, provision, seals, secrets
 from shell_service.secrets import Keyring
 from shell_service.settings import Settings
 
@@ -200,6 +201,30 @@ def load_demo_data(settings: Settings, say: Callable[[str], None]) -> None:
             raise DatabaseError(error.message) from error
     said = f"made {', '.join(made)}" if made else "all are there"
     say(f"[check] demo users: {said}; their tokens are in {run.short(settings.tokens_file)}")
+
+
+def verify_audit(settings: Settings, say: Callable[[str], None], head: str) -> bool:
+    """Hold the audit log against its seals; whether it is as it was, and has the seal `head` where one is given."""
+    good, last, found = True, None, not head
+    with served(settings):
+        engine = sqlalchemy.create_engine(settings.database_url, poolclass=sqlalchemy.NullPool)
+        with Session(engine) as session:
+            for verdict in seals.verify(session):
+                last = verdict
+                found = found or verdict.digest == head.strip().lower()
+                if verdict.problem:
+                    good = False
+                    say(f"seal {verdict.number}, up to entry {verdict.last_id}: {verdict.problem}")
+            left = seals.unsealed(session)
+    if not found:
+        say(f"no seal has the digest {head}: seals are gone, or it is another log's")
+    if last is None:
+        say(f"[check] nothing is sealed yet; entries: {left}")
+    else:
+        say(f"[check] {last.number} seals, up to entry {last.last_id}; entries after it, not sealed yet: {left}")
+        say(f"[check] the last digest, to be kept elsewhere: {last.digest}")
+    say("[check] the log is as it was" if good and found else "the log is NOT as it was")
+    return good and found
 
 
 def rotate_secrets_key(settings: Settings, say: Callable[[str], None]) -> None:

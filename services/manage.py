@@ -198,6 +198,16 @@ def rotate_secrets_key(chosen: Chosen) -> None:
     database.rotate_secrets_key(chosen.settings, say)
 
 
+@main.command("audit_verify")
+@click.option("--head", default="", help="A digest that was shown before: look for it among the seals.")
+@click.pass_obj
+def audit_verify(chosen: Chosen, head: str) -> None:
+    """Hold the audit log against its seals; ends with 1 when it is not as it was."""
+    from services import database
+
+    sys.exit(0 if database.verify_audit(chosen.settings, say, head) else 1)
+
+
 @main.command("tls_self_signed")
 @click.pass_obj
 def tls_self_signed(chosen: Chosen) -> None:

@@ -473,3 +473,15 @@ class Audit(Base):
     outcome: Mapped[str]
     status: Mapped[int | None] = mapped_column(SmallInteger)
     detail: Mapped[dict[str, Any]] = mapped_column(JSONB)
+
+
+class AuditSeal(Base):
+    """A link of the chain that the audit log's entries are sealed with; see `seals`. Rows are only ever added."""
+
+    __tablename__ = "audit_seal"
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    last_id: Mapped[int] = mapped_column(BigInteger, unique=True)  # the last entry that it stands for
+    entries: Mapped[int] = mapped_column(BigInteger)
+    digest: Mapped[bytes]
+    at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())

@@ -18,12 +18,13 @@ from sqlalchemy.orm import Session
 from baselayer.database import Database
 from baselayer.failpoint import FailPoints
 from baselayer.waiting import repeat
-from shell_service import liveness, queue, schedules, submissions, tokens, users
+from shell_service import liveness, queue, schedules, seals, submissions, tokens, users
 from shell_service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 _HOUSEKEEPING_SECONDS = 60.0
+_SEAL_SECONDS = 2.0
 _PROMOTE = 1000
 _AT_ONCE = 10_000  # keys that one statement forgets
 
@@ -77,6 +78,7 @@ class Scheduler:
 
     def __init__(self, settings: Settings, database: Database, failpoints: FailPoints) -> None:
         self._failpoints = failpoints
+        self._marked: seals.Mark | None = None  # up to where the audit log is to be sealed
         self._limits = submissions.default_limits(settings)
         self._settings = settings
         self._database = database
@@ -90,6 +92,7 @@ class Scheduler:
                 group.create_task(repeat(self._fire, "firing schedules")),
                 group.create_task(repeat(self._look_at_runners, "looking for runners that are gone")),
                 group.create_task(repeat(self._keep_house, "keeping house")),
+                group.create_task(repeat(self._seal, "sealing the audit log")),
             ]
             await stop.wait()
             for duty in duties:
@@ -100,17 +103,18 @@ class Scheduler:
             await asyncio.sleep(self._settings.scheduler.tick_seconds)
 
     async def _fire(self) -> None:
-        fired = await self._database.run(self._fire_some)
-        self._failpoints.reach("scheduler.fired")
-        if not fired:
+        if not await self._database.ask(schedules.any_due):
             await asyncio.sleep(self._settings.scheduler.tick_seconds)
+            return
+        if not await self._database.run(self._fire_some):
+            await asyncio.sleep(self._settings.scheduler.tick_seconds)  # another scheduler fires them just now
+        self._failpoints.reach("scheduler.fired")
 
     def _fire_some(self, session: Session) -> int:
         self._failpoints.reach("scheduler.before_fire")
         settings = self._settings
         fired = schedules.fire(session, self._limits, settings.jobs, settings.schedules.grace_seconds)
-        if fired:
-            self._failpoints.reach("scheduler.before_commit")
+        self._failpoints.reach("scheduler.before_commit")
         return fired
 
     async def _look_at_runners(self) -> None:
@@ -124,6 +128,12 @@ class Scheduler:
             if await self._database.run(liveness.expire, runner, incarnation, beat):
                 seconds = self._settings.runner.lost_after
                 logger.error("runner %d has been silent for %g s: declared gone", runner, seconds)
+
+    async def _seal(self) -> None:
+        self._marked = self._marked or await self._database.ask(seals.mark)
+        if self._marked is not None and await self._database.run(seals.seal, self._marked):
+            self._marked = None
+        await asyncio.sleep(_SEAL_SECONDS)
 
     async def _keep_house(self) -> None:
         while await self._database.ask(_forget_keys, self._settings.jobs.idempotency_seconds) == _AT_ONCE:

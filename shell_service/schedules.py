@@ -293,8 +293,14 @@ class _Fire:
         return Submission(row.user_id, [job], audit=entry, overlap=row.overlap)
 
 
+def any_due(session: Session) -> bool:
+    """Whether any schedule is due."""
+    due = select(Schedule.id).where(Schedule.due_at <= func.clock_timestamp())
+    return bool(session.scalar(select(due.exists())))
+
+
 def fire(session: Session, limits: Limits, rules: Jobs, grace: float) -> int:
-    """Fire schedules that are due, up to some hundreds; returns how many were due, so that the next call does the rest.
+    """Fire schedules that are due, up to some hundreds; returns how many it fired, so that another call does the rest.
 
     What is older than `grace` seconds was missed; the schedule's `catch_up` says what becomes of that.
     """
@@ -306,7 +312,7 @@ def fire(session: Session, limits: Limits, rules: Jobs, grace: float) -> int:
     for item, result in zip(wanted, results, strict=True):
         _note(item, result, now)
     _move_on(session, fires)
-    return len(ids)
+    return len(fires)
 
 
 def _due(session: Session, now: datetime) -> list[int]:
