@@ -4,7 +4,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help run stop status log monitor test test_soak test_cgroup lint format doc db_init db_migrate db_clear db_shell \
-	load_demo_data rotate_secrets_key audit_verify bench clean tls_self_signed system lock
+	load_demo_data rotate_secrets_key audit_verify retention bench clean tls_self_signed system lock
 
 CONFIG ?=
 ARGS ?=
@@ -95,6 +95,9 @@ load_demo_data: $(RUNTIME) ## add demo users, their tokens to .tokens.yaml
 
 rotate_secrets_key: $(RUNTIME) ## seal all secrets with a new key, while the service is stopped
 	@$(MANAGE) rotate_secrets_key
+
+retention: $(RUNTIME) ## show which old jobs would be removed
+	@$(MANAGE) retention
 
 audit_verify: $(RUNTIME) ## prove that nobody has changed the audit log (ARGS="--head DIGEST")
 	@$(MANAGE) audit_verify $(ARGS)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import sqlalchemy
+from rich.console import Console
+from rich.table import Table
 from sqlalchemy import URL, make_url, text
 from sqlalchemy.orm import Session
 
@@ -19,7 +21,8 @@ from baselayer.errors import Conflict
 from services import layout, run
 from services.errors import OperatorError
 from services.migrate.__main__ import OLDEST, check, migrate, wait_until_up
-from shell_service import migrations, provision, seals, secrets
+from shell_service import migrations, provision, retention, seals, secrets
+from shell_service.limits import said
 from shell_service.secrets import Keyring
 from shell_service.settings import Settings
 
@@ -201,6 +204,26 @@ def load_demo_data(settings: Settings, say: Callable[[str], None]) -> None:
             raise DatabaseError(error.message) from error
     said = f"made {', '.join(made)}" if made else "all are there"
     say(f"[check] demo users: {said}; their tokens are in {run.short(settings.tokens_file)}")
+
+
+def show_retention(settings: Settings, say: Callable[[str], None]) -> None:
+    """Print what each user keeps, and what of it would go now."""
+    options = settings.retention
+    with served(settings):
+        engine = sqlalchemy.create_engine(settings.database_url, poolclass=sqlalchemy.NullPool)
+        with Session(engine) as session:
+            rows = retention.outlook(session, options)
+    days = f"{options.job_days:g} days" if options.job_days else "for ever"
+    size = said("output", options.user_size) if options.user_size else "all"
+    say(f"[check] jobs are kept {days} (retention.job_days); of each user's output {size} (retention.user_size)")
+    table = Table(box=None, pad_edge=False)
+    for name in ("user", "jobs", "output", "pinned", "too old", "too much", "would be freed"):
+        table.add_column(name, justify="left" if name == "user" else "right")
+    for row in rows:
+        counts = (row["pinned"], row["old"], row["beyond"])
+        sizes = [said("output", float(row[name])) for name in ("bytes", "freed")]
+        table.add_row(row["username"], str(row["jobs"]), sizes[0], *map(str, counts), sizes[1])
+    Console().print(table)
 
 
 def verify_audit(settings: Settings, say: Callable[[str], None], head: str) -> bool:

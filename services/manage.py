@@ -198,6 +198,15 @@ def rotate_secrets_key(chosen: Chosen) -> None:
     database.rotate_secrets_key(chosen.settings, say)
 
 
+@main.command("retention")
+@click.pass_obj
+def retention(chosen: Chosen) -> None:
+    """Show what retention would remove now, and remove nothing."""
+    from services import database
+
+    database.show_retention(chosen.settings, say)
+
+
 @main.command("audit_verify")
 @click.option("--head", default="", help="A digest that was shown before: look for it among the seals.")
 @click.pass_obj

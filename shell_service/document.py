@@ -140,6 +140,7 @@ _JOB = {
     "written_bytes": 6,
     "runner": "runner_00",
     "cancelled_by": None,
+    "pinned": False,
     "position": None,
     "pending_reason": None,
 }

@@ -123,7 +123,7 @@ def _wide(*more: SQLColumnExpression[Any]) -> Select[*tuple[Any, ...]]:
     """Everything that a record is made of, but what may be long; and more."""
     names = (
         "priority, shell, timeout, limits, network, secrets_in_env, script, script_version, share_output,"
-        " schedule_id, fired_for, run_at,"
+        " schedule_id, fired_for, pinned, run_at,"
         " retries, retry_delay, on_lost, created_at,"
         " modified, return_code, signal, finished_at, stdout_bytes, stderr_bytes, output_truncated, wall_seconds,"
         " cpu_seconds, peak_memory_bytes, written_bytes, cancelled_by"

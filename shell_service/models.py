@@ -272,7 +272,9 @@ class Job(Base):
         CheckConstraint(f"status IN {FINAL_STATUSES}", name="status"),
         # A job has ended exactly when it has a final status and the time of it.
         CheckConstraint("(status IS NULL) = (finished_at IS NULL)", name="final"),
-        Index(None, "user_id", "id"),
+        # Sizes are there for whoever adds up all that a user keeps, without reading the rows.
+        Index(None, "user_id", "id", postgresql_include=["stdout_bytes", "stderr_bytes"]),
+        Index(None, "user_id", "pinned", postgresql_where=text("pinned")),
         Index(None, "user_id", "status", "id"),
         Index(None, "user_id", "name", "id"),
         Index(None, "status", "id"),
@@ -329,12 +331,22 @@ class Job(Base):
     written_bytes: Mapped[int | None] = mapped_column(BigInteger)
     runner: Mapped[str | None]
     cancelled_by: Mapped[str | None]
+    pinned: Mapped[bool] = mapped_column(server_default="false")  # stays however old it is
 
     @classmethod
     def visible_to(cls, viewer: Viewer) -> ColumnElement[bool]:
         """Owners see their own jobs, and those of their scripts that are shared with them; administrators see all."""
         own = exists().where(Script.id == cls.script_id, Script.user_id == viewer.user_id)
         return or_(viewer.is_admin, cls.user_id == viewer.user_id, and_(cls.share_output, own))
+
+
+class Discarded(Base):
+    """A job that was removed, whose outputs are still there."""
+
+    __tablename__ = "discarded"
+
+    job_id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True)
+    attempt: Mapped[int] = mapped_column(SmallInteger)  # its last
 
 
 class ReadyJob(Base):

@@ -6,6 +6,7 @@ A file holds the first `limits.output` bytes of its stream. A stream that printe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -44,11 +45,12 @@ class OutputStore:
         """Make the file anew, for its runner alone to write, and its group to read; return its descriptor."""
         path = self.path(job_id, attempt, stream)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        try:
-            return os.open(path, flags, 0o640)
-        except FileNotFoundError:
-            os.makedirs(os.path.dirname(path), mode=0o750, exist_ok=True)
-            return os.open(path, flags, 0o640)
+        for _ in range(3):  # a folder that is empty may be removed meanwhile
+            try:
+                return os.open(path, flags, 0o640)
+            except FileNotFoundError:
+                os.makedirs(os.path.dirname(path), mode=0o750, exist_ok=True)
+        return os.open(path, flags, 0o640)
 
     def size(self, job_id: uuid.UUID, attempt: int, stream: Stream) -> int:
         """Bytes that are there by now."""
@@ -76,6 +78,19 @@ class OutputStore:
                 return file.read(count) or b""
         except FileNotFoundError:
             return b""
+
+    def remove(self, job_id: uuid.UUID, attempts: int) -> None:
+        """Remove what the attempts of a job printed, up to this number; and folders that are empty then."""
+        for attempt in range(1, attempts + 1):
+            for stream in STREAMS:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.path(job_id, attempt, stream))
+        folder = os.path.dirname(self.path(job_id, 1, "stdout"))
+        for empty in (folder, os.path.dirname(folder)):
+            try:
+                os.rmdir(empty)
+            except OSError:  # others are in it, or have just removed it
+                return
 
     def beyond(self, job_id: uuid.UUID, attempt: int, positions: Mapping[Stream, int]) -> dict[Stream, bytes]:
         """Of each stream, up to `CHUNK` bytes from its position; nothing of one that has not grown."""

@@ -103,6 +103,7 @@ class Records:
             "fired_for": rfc3339(job.fired_for),
             "timeout": given["timeout"] if job.timeout is None else job.timeout,
             "limits": {name: job.limits.get(name, given[name]) for name in NAMES},
+            "pinned": False,
             "pending_reason": f"starts at {at}" if job.deferred else self._supply.waits_for,
             **{name: values[name] for name in _AS_ASKED},
             **dict.fromkeys(_NOT_YET),
@@ -173,6 +174,7 @@ def _record(
         "runner": row.runner,
         "cancelled_by": row.cancelled_by,
         "position": None,
+        "pinned": row.pinned,
         "pending_reason": reason and (reason.to_owner if own else reason.to_others),
     }
 

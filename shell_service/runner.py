@@ -24,11 +24,12 @@ from baselayer.failpoint import FailPoints
 from baselayer.listener import Listener
 from baselayer.share import LoopShare
 from baselayer.waiting import insist, repeat, wait_for
-from shell_service import ends, liveness, queue, relief, room, users
+from shell_service import ends, liveness, queue, relief, retention, room, users
 from shell_service.attempt import Attempt, Means, NotBegun
 from shell_service.journal import Journal
 from shell_service.output import OutputStore
 from shell_service.queue import Claim, Fenced, Result
+from shell_service.retention import Discarded
 from shell_service.sandbox import Sandbox, kill_leftover
 from shell_service.sandbox.cgroup import HARD, Groups
 from shell_service.sandbox.gauge import Gauge
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 _NO_HURRY = 0.005  # seconds before a slot is offered that was free anyway
 _NETWORK_RETRY = 30.0  # seconds after which a network for jobs is looked for again where there was none
 _MASKING = 0.2  # of the loop's time that looking for secrets in all outputs together may take
+_DISCARD_SECONDS = 10.0  # after which outputs to be removed are looked for again
 _LAST_REPORTS = 5.0  # seconds for what is to be told when the last job has been ended
 
 
@@ -131,6 +133,7 @@ class Runner:
                 group.create_task(repeat(self._listener().run, "listening")),
                 group.create_task(repeat(self._test_again, "a test of the sandbox")),
                 group.create_task(repeat(self._claim_and_wait, "claiming jobs")),
+                group.create_task(repeat(self._discard, "removing outputs")),
             ]
             await stop.wait()
             logger.info("draining: %d jobs run", len(self._attempts))
@@ -250,6 +253,19 @@ class Runner:
         if attempt:
             logger.warning("job %s: ended, as memory is short and it has most", attempt.claim.job_id.hex)
             attempt.kill(ends.most_of_all(attempt.memory))
+
+    async def _discard(self) -> None:
+        """Remove outputs of jobs that are no more."""
+        items = await self._database.ask(retention.discarded)
+        if not items:
+            await asyncio.sleep(_DISCARD_SECONDS)
+            return
+        await asyncio.to_thread(self._remove, items)
+        await self._database.ask(retention.forget, items)
+
+    def _remove(self, items: Sequence[Discarded]) -> None:
+        for item in items:
+            self._means.outputs.remove(item.job_id, item.attempts)
 
     # -- claims ----------------------------------------------------------------------------------------------------
 

@@ -18,13 +18,15 @@ from sqlalchemy.orm import Session
 from baselayer.database import Database
 from baselayer.failpoint import FailPoints
 from baselayer.waiting import repeat
-from shell_service import liveness, queue, schedules, seals, submissions, tokens, users
+from shell_service import liveness, queue, retention, schedules, seals, submissions, tokens, users
 from shell_service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 _HOUSEKEEPING_SECONDS = 60.0
 _SEAL_SECONDS = 2.0
+_RETENTION_SECONDS = 600.0
+_PAUSE = 0.05  # seconds between steps that remove jobs: others come in between
 _PROMOTE = 1000
 _AT_ONCE = 10_000  # keys that one statement forgets
 
@@ -92,6 +94,7 @@ class Scheduler:
                 group.create_task(repeat(self._fire, "firing schedules")),
                 group.create_task(repeat(self._look_at_runners, "looking for runners that are gone")),
                 group.create_task(repeat(self._keep_house, "keeping house")),
+                group.create_task(repeat(self._retain, "removing old jobs")),
                 group.create_task(repeat(self._seal, "sealing the audit log")),
             ]
             await stop.wait()
@@ -128,6 +131,21 @@ class Scheduler:
             if await self._database.run(liveness.expire, runner, incarnation, beat):
                 seconds = self._settings.runner.lost_after
                 logger.error("runner %d has been silent for %g s: declared gone", runner, seconds)
+
+    async def _retain(self) -> None:
+        await asyncio.sleep(_RETENTION_SECONDS)
+        removed = 0
+        for cut in await self._database.ask(retention.cuts, self._settings.retention):
+            last = None
+            while True:
+                step = await self._database.run(retention.remove_some, cut, last)
+                removed += step.removed
+                if step.last is None:
+                    break
+                last = step.last
+                await asyncio.sleep(_PAUSE)
+        if removed:
+            logger.info("removed %d jobs that were kept for long enough", removed)
 
     async def _seal(self) -> None:
         self._marked = self._marked or await self._database.ask(seals.mark)

@@ -386,6 +386,7 @@ class JobRecord(Schema):
     written_bytes = nullable(fields.Integer, "Bytes that its processes wrote, to files and to pipes.")
     runner = nullable(fields.String, "The runner that ran it.")
     cancelled_by = nullable(fields.String, "Who cancelled it.")
+    pinned = fields.Boolean(metadata=about("Whether it stays however old it is."))
     position = nullable(fields.Integer, "Its place among what can start next; null in lists, new jobs and far back.")
     pending_reason = nullable(
         fields.String, "What a pending job waits for. Of a new job it is not looked up what else its owner runs."

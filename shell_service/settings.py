@@ -92,6 +92,13 @@ class Schedules:
 
 
 @dataclass(frozen=True)
+class Retention:
+    job_days: float
+    user_size: Bytes
+    max_pinned: int
+
+
+@dataclass(frozen=True)
 class Count:
     default: int
     max: int
@@ -182,6 +189,7 @@ class Settings:
     jobs: Jobs
     scripts: Scripts
     schedules: Schedules
+    retention: Retention
     limits: Limits
     shells: dict[str, str]
     runner: Runner
@@ -316,6 +324,7 @@ def _check_ranges(settings: Settings) -> None:
         "runner.drain_seconds": (runner.drain_seconds, 0, 86400),
         "server.client_timeout": (settings.server.client_timeout, 0.1, 3600),
         "server.drain_seconds": (settings.server.drain_seconds, 0, 3600),
+        "retention.job_days": (settings.retention.job_days, 0, 36500),
         "schedules.min_interval": (settings.schedules.min_interval, 1, 86400),
         "schedules.grace_seconds": (settings.schedules.grace_seconds, 1, 86400),
         "scheduler.tick_seconds": (scheduler.tick_seconds, 0.05, 3600),

@@ -25,7 +25,7 @@ from baselayer.errors import (
     Unavailable,
 )
 from baselayer.handler import Call, Route, endpoint
-from shell_service import jobs, queue, runs, schemas, submissions
+from shell_service import jobs, queue, retention, runs, schemas, submissions
 from shell_service.audit import Entry
 from shell_service.handlers.base import AppHandler, encode_cursor, job_cursor
 from shell_service.hub import Watch
@@ -240,6 +240,29 @@ class Cancel(AppHandler):
         return self.app.records.of_one(session, caller, job_id)
 
 
+class Pin(AppHandler):
+    @endpoint("jobs:write", answer=schemas.JobRecord(), errors=[NotFound, NotAllowed, Conflict], action="job.pin")
+    async def post(self, call: Call, job_id: str) -> Any:
+        """Pin a job.
+
+        It stays, with what it printed, however old it is.
+        """
+        return await self._pin(call, job_id, True)
+
+    @endpoint("jobs:write", answer=schemas.JobRecord(), errors=[NotFound, NotAllowed], action="job.unpin")
+    async def delete(self, call: Call, job_id: str) -> Any:
+        """Unpin a job.
+
+        It goes when others of its age go.
+        """
+        return await self._pin(call, job_id, False)
+
+    async def _pin(self, call: Call, job_id: str, pinned: bool) -> Any:
+        most = self.app.settings.retention.max_pinned
+        await self.change(lambda _: self.entry(job_id), retention.pin, call.caller, job_id, pinned, most)
+        return await self.app.database.ask(self.app.records.of_one, call.caller, job_id)
+
+
 class Rerun(SubmitHandler):
     @endpoint(
         "jobs:write",
@@ -324,4 +347,5 @@ ROUTES = [
     Route("/api/jobs/{job_id}", Job),
     Route("/api/jobs/{job_id}/cancel", Cancel),
     Route("/api/jobs/{job_id}/rerun", Rerun),
+    Route("/api/jobs/{job_id}/pin", Pin),
 ]

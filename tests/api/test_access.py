@@ -32,6 +32,8 @@ TABLE: list[tuple[str, str, str, Any, tuple[int, int, int, int, int]]] = [
     ("GET", "/api/jobs/{job_id}", "/api/jobs/{job}", None, (401, 403, 404, 200, 200)),
     ("POST", "/api/jobs/{job_id}/cancel", "/api/jobs/{waiting}/cancel", None, (401, 403, 404, 200, 200)),
     ("POST", "/api/jobs/{job_id}/rerun", "/api/jobs/{job}/rerun", None, (401, 403, 404, 200, 403)),
+    ("POST", "/api/jobs/{job_id}/pin", "/api/jobs/{waiting}/pin", None, (401, 403, 404, 200, 200)),
+    ("DELETE", "/api/jobs/{job_id}/pin", "/api/jobs/{waiting}/pin", None, (401, 403, 404, 200, 200)),
     ("GET", "/api/jobs/{job_id}/stdout", "/api/jobs/{job}/stdout", None, (401, 403, 404, 200, 200)),
     ("GET", "/api/jobs/{job_id}/stderr", "/api/jobs/{job}/stderr", None, (401, 403, 404, 200, 200)),
     ("GET", "/api/jobs/{job_id}/stream", "/api/jobs/{job}/stream", None, (401, 403, 404, 200, 200)),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import signal
 import uuid
+from pathlib import Path
 
 import pytest
 
 from shell_service import liveness
+from shell_service.output import STREAMS
 from tests.database import Server, assert_consistent, assert_truthful
 from tests.factories import JOB_LIMITS
 from tests.runner.conftest import QUICK
@@ -155,3 +157,17 @@ def test_without_its_sandbox_it_takes_nothing_and_says_why(server: Server) -> No
         assert site.job(job_id).status is None
         runner.send(signal.SIGTERM)
         assert runner.wait() == 0
+
+
+def test_what_removed_jobs_printed_is_removed(site: Site) -> None:
+    kept, gone = (site.submit(f"echo {word}; echo {word} >&2", retries=1) for word in ("kept", "gone"))
+    with_runner = site.start_runner()
+    eventually(lambda: site.transact.scalar("SELECT count(*) FROM job WHERE status IS NULL") == 0)
+    with_runner.kill()
+    site.transact.sql("INSERT INTO discarded SELECT id, attempt FROM job WHERE id = :id", id=gone)
+    paths = {job_id: [Path(site.outputs.path(job_id, 1, stream)) for stream in STREAMS] for job_id in (kept, gone)}
+    assert all(path.exists() for files in paths.values() for path in files)
+    site.start_runner()
+    eventually(lambda: not site.transact.sql("SELECT FROM discarded"))
+    assert not any(path.exists() for path in paths[gone])
+    assert all(path.exists() for path in paths[kept])

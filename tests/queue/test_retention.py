@@ -1,0 +1,177 @@
+"""What goes with time goes, and nothing else; and nobody waits for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import uuid_utils.compat
+
+from baselayer.errors import Conflict, NotAllowed, NotFound
+from shell_service import jobs, queue, retention
+from shell_service.queue import Fenced, Result
+from shell_service.retention import Cut
+from shell_service.settings import Retention
+from tests.database import Transactions
+from tests.factories import Enlisted, add_jobs, add_user
+from tests.queue.test_schedules import caller_of
+
+MIB = 2**20
+
+
+def old_id(days: float) -> uuid.UUID:
+    """The id of a job of so many days ago."""
+    at = datetime.now(UTC) - timedelta(days=days)
+    fresh = uuid_utils.compat.uuid7()
+    return uuid.UUID(int=(int(at.timestamp() * 1000) << 80) | (fresh.int & (2**80 - 1)))
+
+
+def add(
+    transact: Transactions, user: int, days: float = 0, size: int = 0, *, ended: bool = True, pinned: bool = False
+) -> uuid.UUID:
+    """A job of so many days ago, that printed so much."""
+    job_id = old_id(days)
+    transact(add_jobs, user, 1, id=job_id)
+    if ended:
+        transact.sql("DELETE FROM ready_job WHERE job_id = :id", id=job_id)
+        transact.sql(
+            "UPDATE job SET status = 'COMPLETED', finished_at = now(), attempt = 2, stdout_bytes = :size / 2,"
+            " stderr_bytes = :size - :size / 2, pinned = :pinned WHERE id = :id",
+            id=job_id, size=size, pinned=pinned,
+        )  # fmt: skip
+    return job_id
+
+
+def retain(transact: Transactions, days: float = 0, size: int = 0) -> int:
+    """Remove what goes; returns how many jobs that were."""
+    removed = 0
+    for cut in transact(retention.cuts, Retention(days, size, 10)):
+        last = None
+        while True:
+            step = transact(retention.remove_some, cut, last)
+            removed += step.removed
+            if (last := step.last) is None:
+                break
+    return removed
+
+
+def left(transact: Transactions) -> set[uuid.UUID]:
+    return {row.id for row in transact.sql("SELECT id FROM job")}
+
+
+def test_by_age(transact: Transactions, user: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "AT_ONCE", 3)
+    old = [add(transact, user, 10 + number) for number in range(7)]
+    kept = [
+        add(transact, user, 9), add(transact, user), add(transact, user, 30, pinned=True),
+        add(transact, user, 40, ended=False),
+    ]  # fmt: skip
+    assert retain(transact) == 0
+    assert retain(transact, days=9.5) == 7
+    assert left(transact) == set(kept)
+    assert {item.job_id for item in transact(retention.discarded)} <= set(old)
+    assert transact.scalar("SELECT count(*) FROM discarded WHERE attempt = 2") == 7
+    assert retain(transact, days=9.5) == 0
+
+
+def test_by_size_the_newest_stay(transact: Transactions, user: int) -> None:
+    other = transact(add_user)
+    mine = [add(transact, user, days, MIB) for days in range(10)]
+    pinned = add(transact, user, 20, MIB, pinned=True)
+    theirs = [add(transact, other, days, MIB) for days in range(4)]
+    assert retain(transact, size=4 * MIB) == 6
+    assert left(transact) == {*mine[:4], pinned, *theirs}
+    assert retain(transact, size=4 * MIB) == 0
+
+
+def test_the_outlook_says_what_will_go(transact: Transactions, user: int) -> None:
+    other = transact(add_user)
+    for days in range(10):
+        add(transact, user, days, MIB)
+    add(transact, user, 30, MIB, pinned=True)
+    add(transact, other, 3, MIB)
+    rows = {row["username"]: row for row in transact(retention.outlook, Retention(7.5, 6 * MIB, 10))}
+    name = transact.scalar('SELECT username FROM "user" WHERE id = :id', id=user)
+    mine = rows.pop(name)
+    assert {key: int(mine[key]) for key in ("jobs", "bytes", "pinned", "old", "beyond", "freed")} == {
+        "jobs": 11, "bytes": 11 * MIB, "pinned": 1, "old": 2, "beyond": 2, "freed": 4 * MIB,
+    }  # fmt: skip
+    assert [int(row["freed"]) for row in rows.values()] == [0]
+    assert retain(transact, 7.5, 6 * MIB) == 4
+
+
+def test_pins(transact: Transactions, user: int) -> None:
+    caller, stranger, admin = caller_of(user), caller_of(transact(add_user)), caller_of(transact(add_user), "admin")
+    names = [jobs.public_id("job", add(transact, user, 10 + number)) for number in range(3)]
+    transact(retention.pin, caller, names[0], True, 2)
+    transact(retention.pin, admin, names[1], True, 2)
+    transact(retention.pin, caller, names[1], True, 2)  # it is one of the two
+    with pytest.raises(Conflict, match="2 pinned"):
+        transact(retention.pin, caller, names[2], True, 2)
+    with pytest.raises(NotFound):
+        transact(retention.pin, stranger, names[0], False, 2)
+    assert retain(transact, days=1) == 1
+    transact(retention.pin, caller, names[0], False, 2)
+    assert retain(transact, days=1) == 1
+
+
+def test_a_shared_job_is_pinned_by_its_owner_alone(transact: Transactions, user: int) -> None:
+    owner = transact(add_user)
+    transact.sql(
+        "INSERT INTO script (user_id, name, description, overlap, version, size) VALUES (:u, 's', '', 'queue', 1, 0)",
+        u=owner,
+    )
+    job_id = add(transact, user, 10)
+    transact.sql("UPDATE job SET script_id = (SELECT id FROM script), share_output = true WHERE id = :id", id=job_id)
+    with pytest.raises(NotAllowed):
+        transact(retention.pin, caller_of(owner), jobs.public_id("job", job_id), True, 2)
+
+
+def test_claims_do_not_wait_for_it(transact: Transactions, user: int, runner: Enlisted) -> None:
+    """While 50,000 old jobs are removed, claiming and ending others takes as long as without."""
+    transact.sql(
+        "INSERT INTO job (id, user_id, name, priority, code, shell, args, env, stdin, timeout, retries, retry_delay,"
+        " on_lost, created_at, modified, attempt, status, finished_at) SELECT CAST(lpad(to_hex(n), 12, '0') ||"
+        " '70008' || lpad(to_hex(n), 15, '0') AS uuid), :user, 'job', 0, 'true', 'sh', '[]', '{}', '', 60, 0, 0,"
+        " 'fail', now(), now(), 1, 'COMPLETED', now() FROM generate_series(1, 50000) AS n",
+        user=user,
+    )
+    transact.sql("ANALYZE job")
+
+    def work(rounds: int) -> list[float]:
+        took = []
+        for _ in range(rounds):
+            transact(add_jobs, user)
+            begun = time.monotonic()
+            (claim,) = transact(runner.claim)
+            transact(queue.mark_started([Fenced(claim.job_id, claim.fence)]).on)
+            transact(queue.finish([Result(claim.job_id, claim.fence, "COMPLETED", "", "r")]).on)
+            took.append(time.monotonic() - begun)
+        return sorted(took)
+
+    before = work(100)
+    cut = Cut(jobs.first_id_of(10**9))
+    over = threading.Event()
+
+    def remove() -> None:
+        last = None
+        while True:
+            step = transact(retention.remove_some, cut, last)
+            if (last := step.last) is None:
+                break
+        over.set()
+
+    remover = threading.Thread(target=remove)
+    remover.start()
+    during: list[float] = []
+    while not over.is_set():
+        during += work(10)
+    remover.join()
+    during.sort()
+    assert len(during) >= 50
+    assert transact.scalar("SELECT count(*) FROM discarded") == 50_000
+    # Half of them wait for a processor on a machine with two, but none for a lock.
+    assert during[len(during) * 9 // 10] < 10 * before[len(before) * 9 // 10] + 0.05
