@@ -17,6 +17,8 @@ from benchmarks.scenarios import (
     neighbours,
     peers,
     sandbox,
+    schedules,
+    scripts,
     submit,
 )
 
@@ -30,6 +32,8 @@ SCENARIOS: dict[str, Callable[[Bench], Awaitable[list[Row]]]] = {
     "neighbours": neighbours.run,
     "follow": follow.run,
     "flood": flood.run,
+    "scripts": scripts.run,
+    "schedules": schedules.run,
     "history": history.run,
     "peers": peers.run,
 }
