@@ -10,7 +10,7 @@ from marshmallow import Schema
 from baselayer import openapi
 from baselayer.handler import Route
 from baselayer.openapi import About
-from shell_service import __version__, schedule_schemas, schemas, script_schemas, user_schemas
+from shell_service import __version__, schedule_schemas, schemas, script_schemas, user_schemas, webhook_schemas
 from shell_service.audit_schemas import AuditRecord
 from shell_service.limits import NAMES, shown
 from shell_service.models import STATUSES
@@ -140,6 +140,7 @@ _JOB = {
     "written_bytes": 6,
     "runner": "runner_00",
     "cancelled_by": None,
+    "notify": [],
     "pinned": False,
     "position": None,
     "pending_reason": None,
@@ -233,6 +234,7 @@ _SAVED = {
     "message": "First version",
     "created_at": _AT,
 }
+_TARGET = {"url": "https://example.org/hook", "on": ["FAILED", "TIMEOUT"]}
 _RUN = {
     "id": "backup_019a2b3c4d5e7f60a1b2c3d4e5f60719",
     "submitter": "bob",
@@ -270,6 +272,7 @@ _SCHEDULE = {
     "jitter": 0.0,
     "catch_up": "none",
     "catch_up_limit": 100,
+    "notify": [],
     "enabled": True,
     "problem": None,
     "created_at": _AT,
@@ -312,7 +315,7 @@ EXAMPLES: dict[type[Schema], Any] = {
     script_schemas.GroupPatch: {"description": "Who runs the backups."},
     script_schemas.MemberRequest: {"owner": False},
     script_schemas.ScriptSummary: _SCRIPT,
-    script_schemas.ScriptRecord: {**_SAVED, **_SAID, **_SCRIPT, "revision": 1},
+    script_schemas.ScriptRecord: {**_SAVED, **_SAID, **_SCRIPT, "revision": 1, "notify": []},
     script_schemas.VersionSummary: _SAVED,
     script_schemas.VersionRecord: {**_SAVED, **_SAID},
     script_schemas.ShareRecord: {"id": 7, "user": "bob", "group": None, "level": "run", "created_at": _AT},
@@ -337,6 +340,20 @@ EXAMPLES: dict[type[Schema], Any] = {
     schedule_schemas.SchedulePatch: {"cron": "0 3 * * *", "catch_up": "last"},
     schedule_schemas.ScheduleRecord: _SCHEDULE,
     schedule_schemas.FireRecord: {"at": "2030-02-01T07:30:00.000000Z", "local": "2030-02-01T02:30:00-05:00"},
+    webhook_schemas.Target: _TARGET,
+    webhook_schemas.TargetRecord: _TARGET,
+    webhook_schemas.KeyRecord: {"key": "whsec_…"},
+    webhook_schemas.DeliveryRecord: {
+        "id": "msg_0193a2b3c4d54e6f80a1b2c3d4e5f607",
+        "url": "https://example.org/hook",
+        "status": "FAILED",
+        "attempts": 2,
+        "answer": 200,
+        "problem": None,
+        "created_at": _AT,
+        "delivered_at": "2030-01-31T12:00:05.000000Z",
+        "next_attempt": None,
+    },
     AuditRecord: _AUDIT,
     schemas.ShellRecord: {"name": "sh", "path": "/bin/sh"},
     schemas.SysInfo: {"version": __version__, "ready": True, "runners": [_RUNNER_FACTS]},

@@ -123,7 +123,7 @@ def _wide(*more: SQLColumnExpression[Any]) -> Select[*tuple[Any, ...]]:
     """Everything that a record is made of, but what may be long; and more."""
     names = (
         "priority, shell, timeout, limits, network, secrets_in_env, script, script_version, share_output,"
-        " schedule_id, fired_for, pinned, run_at,"
+        " schedule_id, fired_for, pinned, notify, run_at,"
         " retries, retry_delay, on_lost, created_at,"
         " modified, return_code, signal, finished_at, stdout_bytes, stderr_bytes, output_truncated, wall_seconds,"
         " cpu_seconds, peak_memory_bytes, written_bytes, cancelled_by"
@@ -170,6 +170,7 @@ REQUEST = _wanted(
         *(Job.priority, Job.code, Job.shell, Job.args, Job.env, Job.stdin, Job.timeout),
         *(Job.retries, Job.retry_delay, Job.on_lost, Job.limits, Job.network, Job.secrets, Job.secrets_in_env),
         *(Job.secret_env, Job.script_id, Job.script, Job.script_version, Job.parameters, Job.share_output),
+        Job.notify,
     )
 )
 

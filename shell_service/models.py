@@ -129,6 +129,7 @@ class Script(Base):
     description: Mapped[str]
     overlap: Mapped[str]
     max_running: Mapped[int | None]  # at once, where they may run in parallel; null: as many as there are
+    notify: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, server_default="[]")
     version: Mapped[int]
     revision: Mapped[int] = mapped_column(server_default="1")
     size: Mapped[int] = mapped_column(BigInteger)
@@ -226,6 +227,7 @@ class Schedule(Base):
     jitter: Mapped[float] = mapped_column(Float)  # seconds
     catch_up: Mapped[str]
     catch_up_limit: Mapped[int]
+    notify: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, server_default="[]")
     enabled: Mapped[bool]
     problem: Mapped[str | None]
     created_at: Mapped[datetime]
@@ -332,6 +334,8 @@ class Job(Base):
     runner: Mapped[str | None]
     cancelled_by: Mapped[str | None]
     pinned: Mapped[bool] = mapped_column(server_default="false")  # stays however old it is
+    #: Where its end is told of: url, on, and the user_id of whose target it is.
+    notify: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB)
 
     @classmethod
     def visible_to(cls, viewer: Viewer) -> ColumnElement[bool]:
@@ -497,3 +501,37 @@ class AuditSeal(Base):
     entries: Mapped[int] = mapped_column(BigInteger)
     digest: Mapped[bytes]
     at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+
+
+class WebhookKey(Base):
+    """What signs a user's deliveries, sealed; the one before signs as well for a while."""
+
+    __tablename__ = "webhook_key"
+
+    user_id: Mapped[int] = mapped_column(ForeignKey("user.id"), primary_key=True, autoincrement=False)
+    value: Mapped[bytes]
+    previous: Mapped[bytes | None]
+    replaced_at: Mapped[datetime | None]
+
+
+class Delivery(Base):
+    """What is told to a webhook of a job's end; see `webhooks`. Made by a trigger, where the job is ended."""
+
+    __tablename__ = "delivery"
+    __table_args__ = (
+        Index(None, "job_id"),
+        Index(None, "due_at", postgresql_where=text("due_at IS NOT NULL")),
+        Index(None, "user_id", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+    )
+
+    id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True)
+    job_id: Mapped[uuid.UUID] = mapped_column(Uuid)
+    user_id: Mapped[int]  # whose target it is
+    url: Mapped[str]
+    status: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    due_at: Mapped[datetime | None]  # when it is tried next; null when that is over
+    attempts: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    answer: Mapped[int | None] = mapped_column(SmallInteger)
+    problem: Mapped[str | None]
+    delivered_at: Mapped[datetime | None]

@@ -104,6 +104,7 @@ class Records:
             "timeout": given["timeout"] if job.timeout is None else job.timeout,
             "limits": {name: job.limits.get(name, given[name]) for name in NAMES},
             "pinned": False,
+            "notify": _targets(job.notify, job.user_id),
             "pending_reason": f"starts at {at}" if job.deferred else self._supply.waits_for,
             **{name: values[name] for name in _AS_ASKED},
             **dict.fromkeys(_NOT_YET),
@@ -112,6 +113,11 @@ class Records:
     def of_new_batch(self, new: Sequence[NewJob], caller: Caller, given: Mapping[str, float]) -> orjson.Fragment:
         """Short records of jobs that have just been stored, as JSON."""
         return _joined([_cut(self.of_new(job, caller, given)) for job in new])
+
+
+def _targets(notify: Sequence[Mapping[str, Any]] | None, user_id: int) -> list[dict[str, Any]]:
+    """Those of a job's targets that are its owner's own."""
+    return [{"url": item["url"], "on": item["on"]} for item in notify or () if item["user_id"] == user_id]
 
 
 def _record(
@@ -175,6 +181,7 @@ def _record(
         "cancelled_by": row.cancelled_by,
         "position": None,
         "pinned": row.pinned,
+        "notify": _targets(row.notify, row.user_id) if own else None,
         "pending_reason": reason and (reason.to_owner if own else reason.to_others),
     }
 

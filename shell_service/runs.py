@@ -20,7 +20,7 @@ from baselayer.fields import rfc3339
 from baselayer.models import User
 from baselayer.query import Query, Rows
 from baselayer.visibility import Viewer
-from shell_service import parameters, schemas, scripts
+from shell_service import parameters, schemas, scripts, submissions
 from shell_service.jobs import public_id
 from shell_service.models import FINAL_STATUSES, Content, Job, RunningJob, Script, ScriptVersion
 from shell_service.scripts import Found, Level, Name
@@ -57,11 +57,14 @@ class Said:
     shell: str
     parameters: list[dict[str, Any]]
     defaults: dict[str, Any]
+    #: Whom the script's owner lets be told, see `submissions.targets`.
+    notify: list[dict[str, Any]]
 
     @classmethod
-    def of(cls, script_id: int, script: Name, row: Any) -> Said:
-        """Of a row of a version with its content."""
-        return cls(script_id, script, row.number, row.code, row.shell, row.parameters, row.defaults)
+    def of(cls, found: Found, row: Any) -> Said:
+        """Of a script, and a row of a version with its content."""
+        what = row.number, row.code, row.shell, row.parameters, row.defaults
+        return cls(found.id, found.name, *what, submissions.targets(found.row.user_id, found.row.notify))
 
 
 def look_up(caller: Caller, name: Name, version: int | None) -> Query[Found]:
@@ -118,6 +121,7 @@ def make(said: Said, given: Mapping[str, Any], overrides: Mapping[str, Any], rul
         "script_version": said.version,
         "parameters": answers.values,
         "share_output": share,
+        "notify": said.notify,
     }
     return Run(request, origin)
 

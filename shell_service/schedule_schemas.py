@@ -7,6 +7,7 @@ from typing import Any
 from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
 
 from baselayer.fields import Flag, Instant, Number, Pairs, Request, Text, Whole
+from shell_service import webhook_schemas
 from shell_service.models import CATCH_UPS, OVERLAPS
 from shell_service.schemas import DAY, NAME, PageQuery, about, nullable
 from shell_service.script_schemas import Defaults, Value
@@ -55,6 +56,7 @@ class ScheduleFields(Request):
         ),
     )
     catch_up_limit = Whole(low=1, high=1000, metadata=about("How many are made up for with `all`.", 100))
+    notify = webhook_schemas.targets("Where to tell of the end of each of its jobs.")
     overlap = fields.String(
         allow_none=True,
         validate=validate.OneOf(OVERLAPS),
@@ -98,7 +100,7 @@ class ScheduleRequest(ScheduleFields):
     @post_load
     def _complete(self, data: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         unnamed = dict.fromkeys(("version", *_KINDS, "start", "end", "overlap"))
-        plain = {"parameters": {}, "overrides": {}, "timezone": "UTC", "jitter": 0.0}
+        plain = {"parameters": {}, "overrides": {}, "notify": [], "timezone": "UTC", "jitter": 0.0}
         return {**unnamed, **plain, "catch_up": "none", "catch_up_limit": 100, **data}
 
 
@@ -139,6 +141,9 @@ class ScheduleRecord(Schema):
     jitter = fields.Float(metadata=about("Seconds that a fire may come late."))
     catch_up = fields.String(metadata=about("What is done about fires that were missed: `none`, `last` or `all`."))
     catch_up_limit = fields.Integer(metadata=about("How many are made up for with `all`."))
+    notify = fields.List(
+        fields.Nested(webhook_schemas.TargetRecord), metadata=about("Where the end of each of its jobs is told of.")
+    )
     enabled = fields.Boolean(metadata=about("Whether it fires; else it is paused."))
     problem = nullable(
         fields.String, "Why it paused itself, or what became of its last fire where no job was made of it."

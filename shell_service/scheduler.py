@@ -19,11 +19,14 @@ from baselayer.database import Database
 from baselayer.failpoint import FailPoints
 from baselayer.waiting import repeat
 from shell_service import liveness, queue, retention, schedules, seals, submissions, tokens, users
+from shell_service.courier import Courier
+from shell_service.secrets import Keyring
 from shell_service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 _HOUSEKEEPING_SECONDS = 60.0
+_NOTIFY_SECONDS = 1.0
 _SEAL_SECONDS = 2.0
 _RETENTION_SECONDS = 600.0
 _PAUSE = 0.05  # seconds between steps that remove jobs: others come in between
@@ -78,7 +81,8 @@ class Reaper:
 class Scheduler:
     """One scheduler process."""
 
-    def __init__(self, settings: Settings, database: Database, failpoints: FailPoints) -> None:
+    def __init__(self, settings: Settings, database: Database, keyring: Keyring, failpoints: FailPoints) -> None:
+        self._courier = Courier(database, keyring, settings.webhooks, failpoints)
         self._failpoints = failpoints
         self._marked: seals.Mark | None = None  # up to where the audit log is to be sealed
         self._limits = submissions.default_limits(settings)
@@ -94,6 +98,7 @@ class Scheduler:
                 group.create_task(repeat(self._fire, "firing schedules")),
                 group.create_task(repeat(self._look_at_runners, "looking for runners that are gone")),
                 group.create_task(repeat(self._keep_house, "keeping house")),
+                group.create_task(repeat(self._notify, "telling webhooks")),
                 group.create_task(repeat(self._retain, "removing old jobs")),
                 group.create_task(repeat(self._seal, "sealing the audit log")),
             ]
@@ -131,6 +136,10 @@ class Scheduler:
             if await self._database.run(liveness.expire, runner, incarnation, beat):
                 seconds = self._settings.runner.lost_after
                 logger.error("runner %d has been silent for %g s: declared gone", runner, seconds)
+
+    async def _notify(self) -> None:
+        if not await self._courier.round():
+            await asyncio.sleep(_NOTIFY_SECONDS)
 
     async def _retain(self) -> None:
         await asyncio.sleep(_RETENTION_SECONDS)

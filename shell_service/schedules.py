@@ -8,6 +8,7 @@ that are put back fire nothing twice.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -61,7 +62,7 @@ def record(row: Row[Any]) -> dict[str, Any]:
     names = ("id", "script", "version", "parameters", "overrides", "overlap", "cron", "every", "timezone", "jitter")
     times = ("at", "start", "end", "created_at", "modified")
     return {
-        **{name: getattr(row, name) for name in (*names, "catch_up", "catch_up_limit", "enabled", "problem")},
+        **{name: getattr(row, name) for name in (*names, "catch_up", "catch_up_limit", "notify", "enabled", "problem")},
         **{name: rfc3339(getattr(row, name)) for name in times},
         "owner": row.username,
         "next_fire": rfc3339(row.instant and timetable(row).late(row.instant)) if row.enabled else None,
@@ -175,7 +176,7 @@ def _check(
 
 def _said(session: Session, found: Found, version: int | None) -> Said:
     try:
-        return Said.of(found.id, found.name, scripts.said(session, found, version))
+        return Said.of(found, scripts.said(session, found, version))
     except NotFound as error:
         raise InvalidRequest.of({"version": [error.message]}) from None
 
@@ -266,6 +267,7 @@ def run_now(session: Session, caller: Caller, number: int, rules: Jobs) -> tuple
         raise NotAllowed("Only its owner can let a schedule run, as its jobs are his.")
     found = _script_of(session, caller, _name_of(caller, row.script))
     said = _said(session, found, row.version)
+    said = dataclasses.replace(said, notify=[*said.notify, *submissions.targets(row.user_id, row.notify)])
     return found, _job(caller.user_id, said, row.parameters, row.overrides, rules, number)
 
 
@@ -352,7 +354,10 @@ def _locked(session: Session, ids: Sequence[int], now: datetime) -> Sequence[Row
     if not ids:
         return []
     viewer = Viewer(Schedule.__table__.c.user_id, User.role == "admin")
-    columns = [column.label(f"script_{column.name}") for column in (Script.name, Script.archived_at)]
+    columns = [
+        column.label(f"script_{column.name}")
+        for column in (Script.name, Script.archived_at, Script.user_id, Script.notify)
+    ]
     version = and_(
         ScriptVersion.script_id == Script.id,
         ScriptVersion.number == func.coalesce(Schedule.version, Script.version),
@@ -391,7 +396,9 @@ def _prepared(row: Row[Any], now: datetime, grace: timedelta, rules: Jobs) -> _F
         item.pause(problem)
     elif item.instant is not None:
         name = Name(*row.script.split("/"))
-        said = Said(row.script_id, name, row.number, row.code, row.shell, row.declared, row.defaults)
+        what = row.number, row.code, row.shell, row.declared, row.defaults
+        told = submissions.targets(row.script_user_id, row.script_notify)
+        said = Said(row.script_id, name, *what, [*told, *submissions.targets(row.user_id, row.notify)])
         item.values["last_instant"] = item.instant
         try:
             item.job = _job(row.user_id, said, row.parameters, row.overrides, rules, row.id, item.instant)

@@ -13,6 +13,7 @@ from marshmallow import Schema, ValidationError, fields, missing, post_load, val
 from marshmallow.experimental.context import Context
 
 from baselayer.fields import Flag, Instant, Items, Number, Pairs, Request, Size, Text, Whole
+from shell_service import webhook_schemas
 from shell_service.limits import LEAST
 from shell_service.models import STATUSES
 from shell_service.settings import Jobs
@@ -163,6 +164,7 @@ class JobRequest(Needs, Script):  # the fields of the last come first
     retry_delay = Number(
         low=0, high=CENTURY, load_default=1.0, metadata=about("Seconds before the first retry; doubled each time.", 1)
     )
+    notify = webhook_schemas.targets("Where to tell of its end.", load_default=list)
     on_lost = fields.String(
         load_default="fail",
         validate=validate.OneOf(["fail", "requeue"]),
@@ -386,6 +388,11 @@ class JobRecord(Schema):
     written_bytes = nullable(fields.Integer, "Bytes that its processes wrote, to files and to pipes.")
     runner = nullable(fields.String, "The runner that ran it.")
     cancelled_by = nullable(fields.String, "Who cancelled it.")
+    notify = fields.List(
+        fields.Nested(webhook_schemas.TargetRecord),
+        allow_none=True,
+        metadata=about("Where its owner lets it be told of; null for others."),
+    )
     pinned = fields.Boolean(metadata=about("Whether it stays however old it is."))
     position = nullable(fields.Integer, "Its place among what can start next; null in lists, new jobs and far back.")
     pending_reason = nullable(

@@ -9,7 +9,7 @@ from marshmallow import Schema, ValidationError, fields, post_load, validate, va
 from marshmallow.experimental.context import Context
 
 from baselayer.fields import Flag, Instant, Items, Number, Pairs, Request, Text, Whole
-from shell_service import parameters
+from shell_service import parameters, webhook_schemas
 from shell_service.models import LEVELS, OVERLAPS, STATUSES
 from shell_service.schemas import (
     MOST,
@@ -78,7 +78,7 @@ class Defaults(JobRequest):
     """What jobs of a script ask for unless they are run with something else."""
 
     class Meta:
-        exclude = ("code", "name", "shell", "run_at", "delay")
+        exclude = ("code", "name", "shell", "run_at", "delay", "notify")
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
         field_obj.load_default = marshmallow.missing  # what is not named is not stored
@@ -122,6 +122,7 @@ class ScriptFields(Request):
         allow_none=True,
         metadata=about("How many run at once with the overlap `parallel`; null: as many as there are."),
     )
+    notify = webhook_schemas.targets("Where to tell of the end of each of its jobs, whoever runs it.")
     message = Text(high=1000, load_default="", metadata=about("Why it is as it is, for its history.", "First version"))
 
     @validates_schema
@@ -304,6 +305,11 @@ class ScriptSummary(Schema):
 class ScriptRecord(ScriptSummary):
     """A script, with its newest version."""
 
+    notify = fields.List(
+        fields.Nested(webhook_schemas.TargetRecord),
+        allow_none=True,
+        metadata=about("Where the end of each of its jobs is told of; null for who may not change it."),
+    )
     revision = fields.Integer(metadata=about("Counts its changes. In quotes it is the `ETag`."))
     digest = fields.String(metadata=about("The SHA-256 of what it says to run, in hex."))
     author = fields.String(metadata=about("Who saved the newest version."))

@@ -50,6 +50,7 @@ _PLAIN: Mapping[str, Any] = {
     "description": "",
     "overlap": "queue",
     "max_running": None,
+    "notify": [],
 }
 
 
@@ -138,7 +139,15 @@ class Found:
 
 _COLUMNS = (
     *(Script.id, Script.user_id, Script.name, Script.description, Script.overlap, Script.max_running, Script.version),
-    *(Script.revision, Script.size, Script.created_at, Script.modified, Script.archived_at, User.username),
+    *(
+        Script.notify,
+        Script.revision,
+        Script.size,
+        Script.created_at,
+        Script.modified,
+        Script.archived_at,
+        User.username,
+    ),
 )
 _VERSION = (
     *(ScriptVersion.number, ScriptVersion.digest, ScriptVersion.author, ScriptVersion.message),
@@ -208,7 +217,8 @@ def record(session: Session, found: Found) -> dict[str, Any]:
     """A script with its newest version."""
     version = version_record(said(session, found))
     del version["created_at"]
-    return {**version, **summary(found), "revision": found.row.revision}
+    notify = found.row.notify if found.level >= Level.EDIT else None
+    return {**version, **summary(found), "revision": found.row.revision, "notify": notify}
 
 
 def version_summary(row: Row[Any]) -> dict[str, Any]:
@@ -277,7 +287,7 @@ def create(session: Session, caller: Caller, request: Mapping[str, Any], bounds:
     _check(script)
     content = _store(session, script)
     _check_budgets(session, caller.user_id, content, bounds, new=True)
-    fields = {name: script[name] for name in ("name", "description", "overlap", "max_running")}
+    fields = {name: script[name] for name in ("name", "description", "overlap", "max_running", "notify")}
     statement = insert(Script).values(user_id=caller.user_id, version=1, size=content.size, **fields)
     script_id = session.scalar(statement.on_conflict_do_nothing().returning(Script.id))
     if script_id is None:
@@ -328,13 +338,13 @@ def change(
     now = said(session, found)
     script = {
         **{key: getattr(now, key) for key in _CONTENT},
-        **{key: getattr(found.row, key) for key in ("description", "overlap", "max_running")},
+        **{key: getattr(found.row, key) for key in ("description", "overlap", "max_running", "notify")},
         **request,
     }
     if script["overlap"] != "parallel" and "max_running" not in request:
         script["max_running"] = None
     _check(script)
-    values = {key: script[key] for key in ("description", "overlap", "max_running")}
+    values = {key: script[key] for key in ("description", "overlap", "max_running", "notify")}
     content = _store(session, script)
     if content.digest != bytes(now.digest):
         values |= _next_version(session, found, content, caller, script["message"], bounds)

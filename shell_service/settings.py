@@ -15,6 +15,7 @@ from typing import Literal
 
 from baselayer import config, postgres
 from baselayer.config import Bytes, ConfigError
+from baselayer.guard import Guard
 from baselayer.privilege import Account
 from shell_service.limits import LEAST, NAMES, WITH_TIMEOUT, Bounds, JobLimits
 
@@ -96,6 +97,17 @@ class Retention:
     job_days: float
     user_size: Bytes
     max_pinned: int
+
+
+@dataclass(frozen=True)
+class Webhooks:
+    allowed_networks: str
+    timeout: float
+
+    @property
+    def networks(self) -> list[str]:
+        """Those that deliveries may go to beside the public internet."""
+        return self.allowed_networks.split()
 
 
 @dataclass(frozen=True)
@@ -190,6 +202,7 @@ class Settings:
     scripts: Scripts
     schedules: Schedules
     retention: Retention
+    webhooks: Webhooks
     limits: Limits
     shells: dict[str, str]
     runner: Runner
@@ -324,6 +337,7 @@ def _check_ranges(settings: Settings) -> None:
         "runner.drain_seconds": (runner.drain_seconds, 0, 86400),
         "server.client_timeout": (settings.server.client_timeout, 0.1, 3600),
         "server.drain_seconds": (settings.server.drain_seconds, 0, 3600),
+        "webhooks.timeout": (settings.webhooks.timeout, 0.1, 50),
         "retention.job_days": (settings.retention.job_days, 0, 36500),
         "schedules.min_interval": (settings.schedules.min_interval, 1, 86400),
         "schedules.grace_seconds": (settings.schedules.grace_seconds, 1, 86400),
@@ -349,5 +363,9 @@ def _check_ranges(settings: Settings) -> None:
             raise ConfigError(f"{key} is {found}; expected {low} to {high}")
     if bool(settings.server.tls.certificate) != bool(settings.server.tls.key):
         raise ConfigError("server.tls needs both certificate and key, or neither")
+    try:
+        Guard(settings.webhooks.networks)
+    except ValueError as error:
+        raise ConfigError(f"webhooks.allowed_networks: {error}; expected networks such as 10.1.0.0/16") from None
     if settings.runner.lost_after < 3 * settings.runner.heartbeat_seconds:
         raise ConfigError("runner.lost_after must be at least three times runner.heartbeat_seconds")

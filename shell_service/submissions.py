@@ -77,6 +77,7 @@ class NewJob:
     share_output: bool = False  # with the script's owner
     schedule_id: int | None = None  # that made it
     fired_for: datetime | None = None  # the instant for which that was
+    notify: list[dict[str, Any]] | None = None  # see `targets`
 
     @property
     def all_secrets(self) -> set[str]:
@@ -105,10 +106,15 @@ class NewJob:
         return int(self.created_at.timestamp() * 1000) - self.priority * 60_000
 
 
-def new_job(user_id: int, request: Mapping[str, Any], **origin: Any) -> NewJob:
+def targets(user_id: int, wanted: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Targets of a user's (see `webhook_schemas.Target`) as jobs have them: with whose they are."""
+    return [{**target, "user_id": user_id} for target in wanted]
+
+
+def new_job(user_id: int, request: Mapping[str, Any], notify: Sequence[dict[str, Any]] = (), **origin: Any) -> NewJob:
     """A job from a checked request (see `schemas.JobRequest`). Its id holds the time of submission.
 
-    `origin` is what tells of the script that it runs.
+    `notify` are targets beside those of the request, `origin` is what tells of the script that it runs.
     """
     job_id = uuid_utils.compat.uuid7()
     created = datetime.fromtimestamp((job_id.int >> 80) / 1000, UTC)
@@ -137,6 +143,7 @@ def new_job(user_id: int, request: Mapping[str, Any], **origin: Any) -> NewJob:
         created_at=created,
         deferred=run_at is not None and run_at > created,
         secret_env=request["secret_env"],
+        notify=[*targets(user_id, request["notify"]), *notify] or None,
         **origin,
     )
 
@@ -151,15 +158,16 @@ def request_again(row: Row[Any], changes: Mapping[str, Any]) -> dict[str, Any]:
         **{name: getattr(row, name) for name in f"{names} retries retry_delay on_lost".split()},
         "run_at": None,
         "delay": None,
+        "notify": [],
         **changes,
         "limits": {**row.limits, **changes.get("limits", {})},
     }
 
 
 def origin_of(row: Row[Any]) -> dict[str, Any]:
-    """Which script a job runs, for `new_job`."""
+    """Which script a job runs, and who is told of its end, for `new_job`."""
     names = ("script_id", "script", "script_version", "parameters", "share_output")
-    return {name: getattr(row, name) for name in names}
+    return {**{name: getattr(row, name) for name in names}, "notify": row.notify or []}
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ import uvloop
 from baselayer import log
 from baselayer.database import Database
 from baselayer.failpoint import FailPoints
-from services import account
+from services import account, keys
 from services.options import config_option
 from services.ready import schema_is_current
 from shell_service.scheduler import Scheduler
+from shell_service.secrets import Keyring
 from shell_service.settings import Settings
 
 
@@ -23,19 +24,19 @@ from shell_service.settings import Settings
 def main(settings: Settings) -> None:
     """Do what has to happen because time passes."""
     log.set_up(settings.log.level)
-    database_url = settings.database_url
+    database_url, keyring = settings.database_url, keys.keyring(settings)
     account.enter(settings, database_url)
-    uvloop.run(serve(settings, database_url))
+    uvloop.run(serve(settings, database_url, keyring))
 
 
-async def serve(settings: Settings, database_url: str) -> None:
+async def serve(settings: Settings, database_url: str, keyring: Keyring) -> None:
     """Work until SIGTERM."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    database = Database(database_url, size=2, statement_timeout=settings.database.statement_timeout, wait=10.0)
+    database = Database(database_url, size=3, statement_timeout=settings.database.statement_timeout, wait=10.0)
     if await schema_is_current(database, stop):
-        await Scheduler(settings, database, FailPoints()).run(stop)
+        await Scheduler(settings, database, keyring, FailPoints()).run(stop)
 
 
 if __name__ == "__main__":

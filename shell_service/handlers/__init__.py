@@ -16,7 +16,8 @@ from shell_service.handlers import (
     secrets,
     tokens,
     users,
+    webhooks,
 )
 
-_MODULES = (jobs, output, scripts, runs, schedules, groups, secrets, tokens, users, audit, info, openapi)
+_MODULES = (jobs, output, scripts, runs, schedules, groups, webhooks, secrets, tokens, users, audit, info, openapi)
 ROUTES: list[Route] = [*(route for module in _MODULES for route in module.ROUTES), *scripts.LAST_ROUTES]

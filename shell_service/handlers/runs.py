@@ -52,7 +52,7 @@ class Run(SubmitHandler, ScriptHandler):
             call.query["wait"] = body["wait"]
             wait = self.wait_of(call)
         found = await self.app.database.fetch(runs.look_up(call.caller, name, body["version"]))
-        said = Said.of(found.id, found.name, found.row)
+        said = Said.of(found, found.row)
         run = runs.make(said, body["parameters"], body["overrides"], self.app.rules.jobs, body["share_output"])
         job = submissions.new_job(call.caller.user_id, run.request, **run.origin)
         entry = self.entry(found.name, {"version": job.script_version, "job": job.public_id})

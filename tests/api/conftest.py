@@ -17,6 +17,7 @@ MAX_STREAMS = 20
 MAX_SECRETS = 60
 MAX_TOKENS = 100
 MAX_SCHEDULES = 60
+HOOKS = "127.0.0.9"  # where tests listen, the only address of this machine that may be told
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +29,7 @@ def stack() -> Iterator[Stack]:
         limits={"output": {"default": MAX_OUTPUT}},
         users={"max_streams": MAX_STREAMS, "max_secrets": MAX_SECRETS, "max_tokens": MAX_TOKENS},
         schedules={"max_schedules": MAX_SCHEDULES},
+        webhooks={"allowed_networks": f"{HOOKS}/32", "timeout": 2},
     ) as running:
         yield running
         for name in ("app_00", "app_01", "runner_00", "scheduler"):

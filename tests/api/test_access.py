@@ -34,6 +34,8 @@ TABLE: list[tuple[str, str, str, Any, tuple[int, int, int, int, int]]] = [
     ("POST", "/api/jobs/{job_id}/rerun", "/api/jobs/{job}/rerun", None, (401, 403, 404, 200, 403)),
     ("POST", "/api/jobs/{job_id}/pin", "/api/jobs/{waiting}/pin", None, (401, 403, 404, 200, 200)),
     ("DELETE", "/api/jobs/{job_id}/pin", "/api/jobs/{waiting}/pin", None, (401, 403, 404, 200, 200)),
+    ("GET", "/api/jobs/{job_id}/deliveries", "/api/jobs/{job}/deliveries", None, (401, 403, 404, 200, 200)),
+    ("POST", "/api/webhooks/key", "/api/webhooks/key", None, (401, 403, 200, 200, 200)),
     ("GET", "/api/jobs/{job_id}/stdout", "/api/jobs/{job}/stdout", None, (401, 403, 404, 200, 200)),
     ("GET", "/api/jobs/{job_id}/stderr", "/api/jobs/{job}/stderr", None, (401, 403, 404, 200, 200)),
     ("GET", "/api/jobs/{job_id}/stream", "/api/jobs/{job}/stream", None, (401, 403, 404, 200, 200)),

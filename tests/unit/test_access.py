@@ -17,7 +17,7 @@ from baselayer.access import EVERY_SCOPE, Authenticator, Caller, Throttle, netwo
 from baselayer.errors import LimitReached, NotAllowed, NotAuthenticated
 from baselayer.models import Base, Token, User
 from baselayer.visibility import Viewer, visible
-from shell_service.models import Group, Job, Script
+from shell_service.models import Group, Job, Schedule, Script
 from shell_service.scopes import MEANINGS, SCOPES
 
 scopes = st.lists(st.sampled_from([*MEANINGS, "made:up"]))
@@ -59,7 +59,7 @@ def test_a_model_without_a_rule_shows_nothing() -> None:
     for mapper in Base.registry.mappers:
         query = select(mapper.class_).where(visible(mapper.class_, viewer))
         sql = str(query.compile(dialect=postgresql.dialect()))
-        if mapper.class_ in (Job, Token, Script):
+        if mapper.class_ in (Job, Token, Script, Schedule):
             assert f"{mapper.class_.__tablename__}.user_id = " in sql
         elif mapper.class_ is Group:
             assert "group_member.user_id = " in sql
