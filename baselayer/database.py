@@ -241,7 +241,10 @@ class Database:
         committing = False
         try:
             with self._session(single) as session:
-                result = function(session, *args, **kwargs)
+                try:
+                    result = function(session, *args, **kwargs)
+                except StopIteration as error:  # which no future can hold: whoever waits would wait for ever
+                    raise RuntimeError("a function over a session raised StopIteration") from error
                 committing = True
                 session.commit()
                 return result

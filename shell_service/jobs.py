@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import types as sql
 from sqlalchemy.dialects.postgresql import ARRAY, psycopg2
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy.orm import Session
 
 from baselayer.access import Caller
 from baselayer.errors import NotFound
@@ -175,7 +175,7 @@ REQUEST = _wanted(
 )
 
 
-def _if_short(value: InstrumentedAttribute[Any]) -> ColumnElement[Any]:
+def if_short(value: Any) -> ColumnElement[Any]:
     """A column of JSON; null where it is longer than `BRIEF` as text. What is so for sure is not even unpacked."""
     shown = case(
         (func.pg_column_size(value) > 2 * BRIEF, null()),
@@ -185,7 +185,7 @@ def _if_short(value: InstrumentedAttribute[Any]) -> ColumnElement[Any]:
     return type_coerce(shown, value.type).label(value.key)
 
 
-_BRIEF = _wide(func.left(Job.code, BRIEF).label("code"), *map(_if_short, _LONG))
+_BRIEF = _wide(func.left(Job.code, BRIEF).label("code"), *map(if_short, _LONG))
 
 
 def find_many(session: Session, wanted: Sequence[Wanted], what: Select[*tuple[Any, ...]]) -> list[Found | None]:

@@ -22,6 +22,7 @@ from sqlalchemy import (
     Index,
     LargeBinary,
     SmallInteger,
+    Text,
     Uuid,
     and_,
     exists,
@@ -133,6 +134,7 @@ class Script(Base):
     version: Mapped[int]
     revision: Mapped[int] = mapped_column(server_default="1")
     size: Mapped[int] = mapped_column(BigInteger)
+    turn: Mapped[int] = mapped_column(server_default="0")  # the user whose job was let in last, see admit_jobs
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     modified: Mapped[datetime] = mapped_column(server_default=func.now())
     archived_at: Mapped[datetime | None]
@@ -204,7 +206,7 @@ class Schedule(Base):
     __table_args__ = (
         CheckConstraint("num_nonnulls(cron, every, at) = 1", name="times"),
         CheckConstraint(f"catch_up IN {CATCH_UPS}", name="catch_up"),
-        CheckConstraint(f"overlap IN {OVERLAPS}", name="overlap"),
+        CheckConstraint(f"overlap IN {OVERLAPS[1:4]}", name="overlap"),
         Index(None, "due_at", "id", postgresql_where=text("due_at IS NOT NULL")),
         Index(None, "user_id", "id"),
         {"postgresql_with": {"fillfactor": "50"}},
@@ -228,6 +230,8 @@ class Schedule(Base):
     catch_up: Mapped[str]
     catch_up_limit: Mapped[int]
     notify: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, server_default="[]")
+    scopes: Mapped[list[str]] = mapped_column(ARRAY(Text))  # of the token that made or changed it, see `schedules`
+    catching_up: Mapped[bool] = mapped_column(server_default="false")  # on with what was missed, one by one
     enabled: Mapped[bool]
     problem: Mapped[str | None]
     created_at: Mapped[datetime]
@@ -382,7 +386,7 @@ class DeferredJob(Base):
     __table_args__ = (
         Index(None, "run_at", "job_id"),
         Index(None, "user_id"),
-        Index(None, "script_id", "run_at", "ord", "job_id", postgresql_where=text("script_id IS NOT NULL")),
+        Index(None, "script_id", "run_at", "user_id", "ord", "job_id", postgresql_where=text("script_id IS NOT NULL")),
         {"postgresql_with": _QUEUE_STORAGE},
     )
 

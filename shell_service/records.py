@@ -149,7 +149,7 @@ def _record(
         "network": row.network,
         "secrets": row.secrets,
         "secrets_in_env": row.secrets_in_env,
-        "secret_env": row.secret_env,
+        "secret_env": row.secret_env if own or row.secret_env is None else dict.fromkeys(row.secret_env),
         "script": row.script,
         "script_version": row.script_version,
         "parameters": row.parameters if own or row.parameters is None else dict.fromkeys(row.parameters),

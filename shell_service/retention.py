@@ -28,38 +28,44 @@ _BYTES = "coalesce(stdout_bytes, 0) + coalesce(stderr_bytes, 0)"
 
 @dataclass(frozen=True)
 class Cut:
-    """Jobs up to and with this id may go: of one user, or of all."""
+    """Jobs up to and with this id may go, if they ended before a time: of one user, or of all."""
 
     last: uuid.UUID
+    ended: datetime
     user_id: int | None = None
 
 
-def cuts(session: Session, options: Retention) -> list[Cut]:
-    """What may go now by age, then by the size of what each user keeps. Reads indexes alone, and some of all users."""
-    found = []
-    if options.job_days:
-        found.append(Cut(_oldest(session, options)))
-    if options.user_size:
-        rows = session.execute(
-            text(f"SELECT user_id FROM job GROUP BY user_id HAVING sum({_BYTES}) > :most ORDER BY 1"),
-            {"most": options.user_size},
-        )
-        for row in rows.all():
-            last = session.scalar(
-                text(
-                    f"SELECT id FROM (SELECT id, sum({_BYTES}) OVER (ORDER BY id DESC) AS total FROM job"
-                    " WHERE user_id = :user) AS j WHERE total > :most ORDER BY id DESC LIMIT 1"
-                ),
-                {"user": row.user_id, "most": options.user_size},
-            )
-            if last is not None:
-                found.append(Cut(last, row.user_id))
-    return found
+def by_age(session: Session, options: Retention) -> Cut | None:
+    """What may go for its age. A job that was submitted long ago, and ended just now, stays for as long again."""
+    if not options.job_days:
+        return None
+    return Cut(_oldest(session, options), _now(session) - timedelta(days=options.job_days))
+
+
+def users(session: Session, options: Retention) -> list[int]:
+    """Whose jobs have to be looked at for their size: in turn, as that reads an index of all that they keep."""
+    return list(session.scalars(text('SELECT id FROM "user" ORDER BY id'))) if options.user_size else []
+
+
+def by_size(session: Session, options: Retention, user_id: int) -> Cut | None:
+    """What may go of a user's, as his newer jobs fill what each may keep."""
+    last = session.scalar(
+        text(
+            f"SELECT id FROM (SELECT id, sum({_BYTES}) OVER (ORDER BY id DESC) AS total FROM job"
+            " WHERE user_id = :user) AS j WHERE total > :most ORDER BY id DESC LIMIT 1"
+        ),
+        {"user": user_id, "most": options.user_size},
+    )
+    return None if last is None else Cut(last, _now(session), user_id)
+
+
+def _now(session: Session) -> datetime:
+    now: datetime = session.execute(text("SELECT now()")).scalar_one()
+    return now
 
 
 def _oldest(session: Session, options: Retention) -> uuid.UUID:
-    now: datetime = session.execute(text("SELECT now()")).scalar_one()
-    oldest = now - timedelta(days=options.job_days)
+    oldest = _now(session) - timedelta(days=options.job_days)
     return jobs.first_id_of(max(0, int(oldest.timestamp() * 1000)))
 
 
@@ -84,13 +90,14 @@ def remove_some(session: Session, cut: Cut, after: uuid.UUID | None) -> Step:
               SELECT id FROM job WHERE {user} id > :after AND id <= :last ORDER BY {order} LIMIT :most),
             gone AS (
               DELETE FROM job WHERE id = ANY (ARRAY(SELECT id FROM part)) AND status IS NOT NULL AND NOT pinned
+                AND finished_at <= :ended
               RETURNING id, attempt),
             noted AS (INSERT INTO discarded (job_id, attempt) SELECT id, attempt FROM gone WHERE attempt > 0)
             SELECT (SELECT count(*) FROM gone) AS removed, count(*) AS seen,
               (SELECT id FROM part ORDER BY id DESC LIMIT 1) AS last FROM part
             """
         ),
-        {"after": after or _NIL, "last": cut.last, "most": AT_ONCE, "user": cut.user_id},
+        {"after": after or _NIL, "last": cut.last, "most": AT_ONCE, "user": cut.user_id, "ended": cut.ended},
     ).one()
     return Step(row.removed, row.last if row.seen == AT_ONCE else None)
 
@@ -142,20 +149,21 @@ def pin(session: Session, caller: Caller, text_id: str, pinned: bool, most: int)
 
 def outlook(session: Session, options: Retention) -> list[dict[str, Any]]:
     """For each user with jobs: how many there are with how many bytes of output, and what would go now."""
-    oldest = _oldest(session, options) if options.job_days else _NIL
+    cut = by_age(session, options) or Cut(_NIL, _now(session))
     rows = session.execute(
         text(
             f"""
             SELECT u.username, count(*) AS jobs, sum(bytes) AS bytes, count(*) FILTER (WHERE pinned) AS pinned,
-              count(*) FILTER (WHERE goes AND j.id <= :oldest) AS old,
-              count(*) FILTER (WHERE goes AND j.id > :oldest AND total > :most) AS beyond,
-              coalesce(sum(bytes) FILTER (WHERE goes AND (j.id <= :oldest OR total > :most)), 0) AS freed
+              count(*) FILTER (WHERE old) AS old,
+              count(*) FILTER (WHERE goes AND NOT old AND total > :most) AS beyond,
+              coalesce(sum(bytes) FILTER (WHERE old OR (goes AND total > :most)), 0) AS freed
             FROM (
               SELECT id, user_id, pinned, status IS NOT NULL AND NOT pinned AS goes, {_BYTES} AS bytes,
+                NOT pinned AND coalesce(finished_at <= :ended, false) AND id <= :oldest AS old,
                 sum({_BYTES}) OVER (PARTITION BY user_id ORDER BY id DESC) AS total FROM job) AS j
             JOIN "user" u ON u.id = j.user_id GROUP BY u.username ORDER BY 3 DESC, 1
             """
         ),
-        {"oldest": oldest, "most": options.user_size or 2**62},
+        {"oldest": cut.last, "ended": cut.ended, "most": options.user_size or 2**62},
     )
     return [dict(row._mapping) for row in rows]

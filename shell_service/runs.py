@@ -175,7 +175,8 @@ def _record(row: Row[Any]) -> dict[str, Any]:
         "submitter": row.username,
         "version": row.script_version,
         "status": row.status or ("RUNNING" if row.running_since else "PENDING"),
-        "reason": row.reason,
+        # Of a job that never began it may name what only its owner knows, such as a secret.
+        "reason": row.reason if row.started_at else None,
         "created_at": rfc3339(row.created_at),
         "started_at": rfc3339(row.started_at),
         "finished_at": rfc3339(row.finished_at),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
@@ -15,6 +16,8 @@ from shell_service.timetable import Unusable, zone
 
 _SCRIPT = f"({NAME}/)?{NAME}"
 _KINDS = ("cron", "every", "at")
+# Beyond it calendars and zones know no end.
+_YEARS = validate.Range(datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC))
 
 
 class ScheduleFields(Request):
@@ -38,12 +41,12 @@ class ScheduleFields(Request):
     every = Number(
         low=1, high=10 * 366 * DAY, allow_none=True, metadata=about("Or seconds from one fire to the next.", 3600)
     )
-    at = Instant(allow_none=True, metadata=about("Or a single time.", "2030-01-31T12:00:00Z"))
+    at = Instant(allow_none=True, validate=_YEARS, metadata=about("Or a single time.", "2030-01-31T12:00:00Z"))
     timezone = Text(
         low=1, high=100, metadata=about("Where `cron` is read: a name of the IANA's time zones.", "America/New_York")
     )
-    start = Instant(allow_none=True, metadata=about("Does not fire before.", "2030-01-31T12:00:00Z"))
-    end = Instant(allow_none=True, metadata=about("Does not fire after.", "2031-01-31T12:00:00Z"))
+    start = Instant(allow_none=True, validate=_YEARS, metadata=about("Does not fire before.", "2030-01-31T12:00:00Z"))
+    end = Instant(allow_none=True, validate=_YEARS, metadata=about("Does not fire after.", "2031-01-31T12:00:00Z"))
     jitter = Number(
         low=0, high=DAY, metadata=about("Each fire comes up to so many seconds late, so that not all come at once.", 30)
     )
@@ -59,8 +62,11 @@ class ScheduleFields(Request):
     notify = webhook_schemas.targets("Where to tell of the end of each of its jobs.")
     overlap = fields.String(
         allow_none=True,
-        validate=validate.OneOf(OVERLAPS),
-        metadata=about("What is done about other jobs of the script that have not ended; null: as the script says."),
+        validate=validate.OneOf(OVERLAPS[1:4]),
+        metadata=about(
+            "What is done about other jobs of the script that have not ended, beside what the script says: `skip`,"
+            " `cancel_previous` or `queue_latest`; the last two are for who may change the script."
+        ),
     )
 
     @validates_schema
@@ -127,9 +133,13 @@ class ScheduleRecord(Schema):
     owner = fields.String(metadata=about("Its owner's username: its jobs are his."))
     script = fields.String(metadata=about("The script, as `owner/name`."))
     version = nullable(fields.Integer, "Which version; null: the newest of then.")
-    parameters = fields.Dict(keys=fields.String(), metadata=about("Values by parameter."))
+    parameters = fields.Dict(
+        keys=fields.String(), allow_none=True, metadata=about("Values by parameter; null in lists where they are long.")
+    )
     overrides = fields.Dict(
-        keys=fields.String(), metadata=about("What its jobs ask for instead of the script's defaults.")
+        keys=fields.String(),
+        allow_none=True,
+        metadata=about("What its jobs ask for instead of the script's defaults; null in lists where that is long."),
     )
     overlap = nullable(fields.String, "What is done about other jobs of the script; null: as the script says.")
     cron = nullable(fields.String, "A line of cron.")

@@ -9,17 +9,19 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Never
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from baselayer.database import Database
+from baselayer.database import Database, on_behalf_of
 from baselayer.failpoint import FailPoints
 from baselayer.waiting import repeat
 from shell_service import liveness, queue, retention, schedules, seals, submissions, tokens, users
 from shell_service.courier import Courier
+from shell_service.retention import Cut
 from shell_service.secrets import Keyring
 from shell_service.settings import Settings
 
@@ -28,7 +30,7 @@ logger = logging.getLogger(__name__)
 _HOUSEKEEPING_SECONDS = 60.0
 _NOTIFY_SECONDS = 1.0
 _SEAL_SECONDS = 2.0
-_RETENTION_SECONDS = 600.0
+_RETENTION_SECONDS = 1800.0
 _PAUSE = 0.05  # seconds between steps that remove jobs: others come in between
 _PROMOTE = 1000
 _AT_ONCE = 10_000  # keys that one statement forgets
@@ -78,6 +80,12 @@ class Reaper:
         return silent
 
 
+async def _duty(act: Callable[[], Awaitable[object]], what: str) -> Never:
+    """Do `act` again and again; those that ask the database for much keep no other duty waiting."""
+    on_behalf_of.set(what)
+    await repeat(act, what)
+
+
 class Scheduler:
     """One scheduler process."""
 
@@ -94,13 +102,13 @@ class Scheduler:
         """Work until `stop` is set."""
         async with asyncio.TaskGroup() as group:
             duties = [
-                group.create_task(repeat(self._promote, "letting jobs become ready")),
-                group.create_task(repeat(self._fire, "firing schedules")),
-                group.create_task(repeat(self._look_at_runners, "looking for runners that are gone")),
-                group.create_task(repeat(self._keep_house, "keeping house")),
-                group.create_task(repeat(self._notify, "telling webhooks")),
-                group.create_task(repeat(self._retain, "removing old jobs")),
-                group.create_task(repeat(self._seal, "sealing the audit log")),
+                group.create_task(_duty(self._promote, "letting jobs become ready")),
+                group.create_task(_duty(self._fire, "firing schedules")),
+                group.create_task(_duty(self._look_at_runners, "looking for runners that are gone")),
+                group.create_task(_duty(self._keep_house, "keeping house")),
+                group.create_task(_duty(self._notify, "telling webhooks")),
+                group.create_task(_duty(self._retain, "removing old jobs")),
+                group.create_task(_duty(self._seal, "sealing the audit log")),
             ]
             await stop.wait()
             for duty in duties:
@@ -143,18 +151,23 @@ class Scheduler:
 
     async def _retain(self) -> None:
         await asyncio.sleep(_RETENTION_SECONDS)
-        removed = 0
-        for cut in await self._database.ask(retention.cuts, self._settings.retention):
-            last = None
-            while True:
-                step = await self._database.run(retention.remove_some, cut, last)
-                removed += step.removed
-                if step.last is None:
-                    break
-                last = step.last
-                await asyncio.sleep(_PAUSE)
+        options = self._settings.retention
+        removed = await self._remove(await self._database.ask(retention.by_age, options))
+        for user_id in await self._database.ask(retention.users, options):
+            removed += await self._remove(await self._database.ask(retention.by_size, options, user_id))
         if removed:
             logger.info("removed %d jobs that were kept for long enough", removed)
+
+    async def _remove(self, cut: Cut | None) -> int:
+        removed, last = 0, None
+        while cut is not None:
+            step = await self._database.run(retention.remove_some, cut, last)
+            removed += step.removed
+            if step.last is None:
+                break
+            last = step.last
+            await asyncio.sleep(_PAUSE)
+        return removed
 
     async def _seal(self) -> None:
         self._marked = self._marked or await self._database.ask(seals.mark)

@@ -9,13 +9,15 @@ that are put back fire nothing twice.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
-from sqlalchemy import Row, Select, and_, func, select, text, update
+from sqlalchemy import Row, Select, and_, case, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -26,19 +28,23 @@ from baselayer.models import User
 from baselayer.visibility import Viewer, visible
 from shell_service import runs, scripts, submissions
 from shell_service.audit import Entry
-from shell_service.jobs import public_id
+from shell_service.jobs import if_short, public_id
 from shell_service.models import Content, Schedule, Script, ScriptVersion
 from shell_service.runs import Said
 from shell_service.scripts import Found, Level, Name
 from shell_service.settings import Jobs
 from shell_service.settings import Schedules as Bounds
-from shell_service.submissions import Limits, NewJob, Overlaps, Stored, Submission
+from shell_service.submissions import Archived, Inactive, Limits, NewJob, Overlaps, Stored, Submission
 from shell_service.timetable import Timetable, Unusable
 
 _AT_ONCE = 500  # schedules that one transaction fires
 _LARGE = 4_000_000  # bytes of scripts after which it takes no more
 _RETRY = timedelta(seconds=10)  # after which one is fired again whose owner had too many jobs
-_ALONE = ("skip", "cancel_previous", "queue_latest")  # of a script only one such job is stored at once
+_SECONDS = 1.0  # after which a transaction prepares no more: the rows of those it has are locked meanwhile
+_CANCELLING = ("cancel_previous", "queue_latest")
+_ALONE = ("skip", *_CANCELLING)  # of a script only one such job is stored at once
+_SCOPES = ("jobs:network", "secrets:use")  # that a token may lack, and its schedules with it
+MAX_INPUT = 64 * 1024  # bytes of parameters and overrides together, as JSON
 _TABLE = ("cron", "every", "at", "timezone", "start", "end", "jitter")
 
 
@@ -71,8 +77,13 @@ def record(row: Row[Any]) -> dict[str, Any]:
     }
 
 
-def _select() -> Select[*tuple[Any, ...]]:
-    return select(*Schedule.__table__.columns, User.username).join(User, User.id == Schedule.user_id)
+def _select(brief: bool = False) -> Select[*tuple[Any, ...]]:
+    """Schedules; with `brief` without what may be long, as there may be a thousand of them."""
+    columns = [
+        if_short(column) if brief and column.name in ("parameters", "overrides") else column
+        for column in Schedule.__table__.columns
+    ]
+    return select(*columns, User.username).select_from(Schedule).join(User, User.id == Schedule.user_id)
 
 
 def find(session: Session, caller: Caller, number: int, lock: bool = False) -> Row[Any]:
@@ -86,7 +97,7 @@ def find(session: Session, caller: Caller, number: int, lock: bool = False) -> R
 
 def page(session: Session, caller: Caller, limit: int, before: int | None, script: str | None) -> list[Row[Any]]:
     """Up to `limit` schedules that the caller may see, newest first, with numbers below `before`."""
-    statement = _select().where(visible(Schedule, caller.viewer))
+    statement = _select(brief=True).where(visible(Schedule, caller.viewer))
     if not caller.is_admin:
         statement = statement.where(Schedule.user_id == caller.user_id)  # said plainly, so that the index serves
     if script is not None:
@@ -129,6 +140,7 @@ def create(session: Session, caller: Caller, request: Mapping[str, Any], means: 
             script_id=found.id,
             script=str(name),
             enabled=request["enabled"],
+            scopes=_scopes(caller),
             created_at=now,
             modified=now,
         )
@@ -143,6 +155,11 @@ def clock(session: Session) -> datetime:
     """The time of the database: of all hosts' clocks the one that schedules go by."""
     now: datetime = session.execute(select(func.clock_timestamp())).scalar_one()
     return now
+
+
+def _scopes(caller: Caller) -> list[str]:
+    """What the token of whoever makes or changes a schedule is good for, as far as that matters to its jobs."""
+    return [scope for scope in _SCOPES if scope in caller.scopes]
 
 
 def _name_of(caller: Caller, text: str) -> Name:
@@ -165,9 +182,15 @@ def _check(
     """Raise `InvalidRequest` where a schedule would never fire, or its jobs could not be made."""
     said = _said(session, found, values["version"])
     job = _job(caller.user_id, said, values["parameters"], values["overrides"], means.jobs)
-    submissions.require_scopes(Submission(caller.user_id, [job]), caller)
+    submissions.require_scopes(Submission(caller.user_id, [job]), caller.scopes)
     table = Timetable(**{name: values[name] for name in _TABLE}, anchor=now)
-    kind = next(name for name in ("cron", "every", "at") if values[name] is not None)
+    kind = next((name for name in ("cron", "every", "at") if values[name] is not None), None)
+    if kind is None:
+        raise InvalidRequest.of({"cron": ["Give one of cron, every and at."]})
+    if values["overlap"] in _CANCELLING and found.level < Level.EDIT:
+        raise InvalidRequest.of({"overlap": ["Only who may change the script may let its jobs be cancelled."]})
+    if len(orjson.dumps([values["parameters"], values["overrides"]])) > MAX_INPUT:
+        raise InvalidRequest.of({"overrides": [f"With the parameters at most {MAX_INPUT} bytes of JSON."]})
     try:
         table.check(means.bounds.min_interval, now)
     except Unusable as error:
@@ -198,9 +221,17 @@ def _stand(session: Session, number: int, now: datetime) -> None:
     """Let a schedule stand at its first instant after this time, and after the last that it fired for."""
     row = session.execute(select(*Schedule.__table__.columns).where(Schedule.id == number)).one()
     table = timetable(row)
-    instant = table.next(max(now, row.last_instant or now))
+    instant = next(_ahead(row, now), None)
     due = instant and table.late(instant) if row.enabled else None
-    session.execute(update(Schedule).where(Schedule.id == number).values(instant=instant, due_at=due))
+    values = {"instant": instant, "due_at": due, "catching_up": False}
+    session.execute(update(Schedule).where(Schedule.id == number).values(values))
+
+
+def _ahead(row: Row[Any], now: datetime) -> Iterator[datetime]:
+    """The instants that a schedule has still to fire for, late ones included; none from before it was made."""
+    table = timetable(row)
+    begin = max(now - timedelta(seconds=table.jitter), row.created_at, row.last_instant or row.created_at)
+    return (instant for instant in table.after(begin) if table.late(instant) > now)
 
 
 def change(session: Session, caller: Caller, number: int, request: Mapping[str, Any], means: Means) -> Row[Any]:
@@ -209,7 +240,7 @@ def change(session: Session, caller: Caller, number: int, request: Mapping[str, 
     Raises `NotFound`, `NotAllowed`, `InvalidRequest`.
     """
     row = _own(session, caller, number)
-    values = {name: getattr(row, name) for name in (*_TABLE, "version", "parameters", "overrides")}
+    values = {name: getattr(row, name) for name in (*_TABLE, "version", "parameters", "overrides", "overlap")}
     if any(request.get(name) is not None for name in ("cron", "every", "at")):
         values |= dict.fromkeys(("cron", "every", "at"))
     values |= request
@@ -218,7 +249,9 @@ def change(session: Session, caller: Caller, number: int, request: Mapping[str, 
     _check(session, caller, found, values, means, now)
     changes = {**request, **{name: values[name] for name in ("cron", "every", "at")}}
     session.execute(
-        update(Schedule).where(Schedule.id == number).values(**changes, script_id=found.id, modified=now, problem=None)
+        update(Schedule)
+        .where(Schedule.id == number)
+        .values(**changes, script_id=found.id, scopes=_scopes(caller), modified=now, problem=None)
     )
     _stand(session, number, now)
     return find(session, caller, number)
@@ -256,19 +289,27 @@ def remove(session: Session, caller: Caller, number: int) -> Row[Any]:
 def coming(row: Row[Any], now: datetime, count: int) -> list[datetime]:
     """When a schedule fires next, up to `count` times, were it not paused."""
     table = timetable(row)
-    found: Iterator[datetime] = table.after(max(now, row.last_instant or now))
-    return [table.late(instant) for instant, _ in zip(found, range(count), strict=False)]
+    return [table.late(item) for item in itertools.islice(_ahead(row, now), count)]
 
 
-def run_now(session: Session, caller: Caller, number: int, rules: Jobs) -> tuple[Found, NewJob]:
-    """The job of a schedule that fires at once, beside its instants. Raises as `change` does."""
+def run_now(session: Session, caller: Caller, number: int, rules: Jobs) -> tuple[Found, NewJob, str | None]:
+    """The job of a schedule that fires at once, beside its instants; its script, and what it does about others of that.
+
+    Raises as `change` does.
+    """
     row = find(session, caller, number)
     if row.user_id != caller.user_id:
         raise NotAllowed("Only its owner can let a schedule run, as its jobs are his.")
     found = _script_of(session, caller, _name_of(caller, row.script))
     said = _said(session, found, row.version)
     said = dataclasses.replace(said, notify=[*said.notify, *submissions.targets(row.user_id, row.notify)])
-    return found, _job(caller.user_id, said, row.parameters, row.overrides, rules, number)
+    job = _job(caller.user_id, said, row.parameters, row.overrides, rules, number)
+    return found, job, _overlap(row.overlap, found.level)
+
+
+def _overlap(wanted: str | None, level: Level) -> str | None:
+    """What a schedule does about other jobs of its script: cancel them only as long as its owner may change that."""
+    return None if wanted in _CANCELLING and level < Level.EDIT else wanted
 
 
 # -- firing ------------------------------------------------------------------------------------------------------------
@@ -292,7 +333,7 @@ class _Fire:
         assert job is not None
         detail = {"version": job.script_version, "job": job.public_id, "schedule": row.id}
         entry = Entry("script.run", row.script, row.user_id, row.username, detail=detail)
-        return Submission(row.user_id, [job], audit=entry, overlap=row.overlap)
+        return Submission(row.user_id, [job], audit=entry, overlap=_overlap(row.overlap, Level(row.level)))
 
 
 def any_due(session: Session) -> bool:
@@ -308,7 +349,7 @@ def fire(session: Session, limits: Limits, rules: Jobs, grace: float) -> int:
     """
     now = clock(session)
     ids = _due(session, now)
-    fires = [_prepared(row, now, timedelta(seconds=grace), rules) for row in _locked(session, ids, now)]
+    fires = _some(_locked(session, ids, now), lambda row: _prepared(row, now, timedelta(seconds=grace), rules))
     wanted = [item for item in fires if item.job is not None]
     results = submissions.submit([item.submission for item in wanted], limits).on(session) if wanted else []
     for item, result in zip(wanted, results, strict=True):
@@ -317,35 +358,52 @@ def fire(session: Session, limits: Limits, rules: Jobs, grace: float) -> int:
     return len(fires)
 
 
+def _some(rows: Sequence[Row[Any]], prepare: Callable[[Row[Any]], _Fire]) -> list[_Fire]:
+    """As many as can be prepared in some time: looking for what was missed long ago takes a while for each."""
+    end, fires = time.monotonic() + _SECONDS, []
+    for row in rows:
+        fires.append(prepare(row))
+        if time.monotonic() > end:
+            break
+    return fires
+
+
 def _due(session: Session, now: datetime) -> list[int]:
     """Schedules that are due, the longest first: as many as fit into one transaction."""
     version = and_(
         ScriptVersion.script_id == Script.id,
         ScriptVersion.number == func.coalesce(Schedule.version, Script.version),
     )
-    rows = session.execute(
+    overlap = func.coalesce(Schedule.overlap, Script.overlap)
+    # Of one script whose jobs are skipped or cancelled for one another, one in a transaction.
+    alone = case((overlap.in_(_ALONE), Schedule.script_id), else_=-Schedule.id)
+    due = (
         select(
-            *(Schedule.id, Schedule.script_id, func.coalesce(Content.size, 0).label("size")),
-            func.coalesce(Schedule.overlap, Script.overlap).label("overlap"),
+            *(Schedule.id, Schedule.due_at),
+            func.row_number().over(partition_by=alone, order_by=(Schedule.due_at, Schedule.id)).label("turn"),
+            (
+                func.coalesce(Content.size, 0)
+                + func.pg_column_size(Schedule.overrides)
+                + func.pg_column_size(Schedule.parameters)
+            ).label("size"),
         )
         .select_from(Schedule)
         .outerjoin(Script, Script.id == Schedule.script_id)
         .outerjoin(ScriptVersion, version)
         .outerjoin(Content, Content.digest == ScriptVersion.digest)
         .where(Schedule.due_at <= now)
-        .order_by(Schedule.due_at, Schedule.id)
-        .limit(_AT_ONCE)
+        .subquery()
+    )
+    rows = session.execute(
+        select(due.c.id, due.c.size).where(due.c.turn == 1).order_by(due.c.due_at, due.c.id).limit(_AT_ONCE)
     )
     ids: list[int] = []
-    size, scripts_seen = 0, set()
+    size = 0
     for row in rows:
-        if row.overlap in _ALONE and row.script_id in scripts_seen:
-            continue  # its turn comes in the next transaction
         size += row.size
         if ids and size > _LARGE:
             break
         ids.append(row.id)
-        scripts_seen.add(row.script_id)
     return ids
 
 
@@ -385,13 +443,15 @@ def _prepared(row: Row[Any], now: datetime, grace: timedelta, rules: Jobs) -> _F
     """What a due schedule does: the job that it makes, and the instant that it stands at afterwards."""
     table, instant = timetable(row), row.instant
     missed = now - table.late(instant) > grace
-    if missed:
+    if missed and not row.catching_up:
         instant = _caught_up(row, table, now, grace)
     if instant is None or table.late(instant) > now:
         item = _Fire(row, None, _standing(row, table, instant))
         item.values["problem"] = f"Missed, as nobody fired it then: {rfc3339(row.instant)}, and what came after."
     else:
         item = _Fire(row, instant, _standing(row, table, table.next(instant)))
+        # What is left out has been left out: those from here on are fired one after the other.
+        item.values["catching_up"] = missed and row.catch_up == "all"
     if problem := _gone(row):
         item.pause(problem)
     elif item.instant is not None:
@@ -401,8 +461,10 @@ def _prepared(row: Row[Any], now: datetime, grace: timedelta, rules: Jobs) -> _F
         said = Said(row.script_id, name, *what, [*told, *submissions.targets(row.user_id, row.notify)])
         item.values["last_instant"] = item.instant
         try:
-            item.job = _job(row.user_id, said, row.parameters, row.overrides, rules, row.id, item.instant)
-        except InvalidRequest as error:
+            job = _job(row.user_id, said, row.parameters, row.overrides, rules, row.id, item.instant)
+            submissions.require_scopes(Submission(row.user_id, [job]), row.scopes)
+            item.job = job
+        except (InvalidRequest, NotAllowed) as error:
             item.values["problem"] = _refused(item.instant, error)
     return item
 
@@ -410,7 +472,8 @@ def _prepared(row: Row[Any], now: datetime, grace: timedelta, rules: Jobs) -> _F
 def _standing(row: Row[Any], table: Timetable, instant: datetime | None) -> dict[str, Any]:
     """How a schedule stands when this is the instant that it has not fired for yet."""
     kept = {name: getattr(row, name) for name in ("id", "enabled", "last_instant", "last_job_id")}
-    return {**kept, "instant": instant, "due_at": instant and table.late(instant), "problem": None}
+    due = instant and table.late(instant)
+    return {**kept, "instant": instant, "due_at": due, "problem": None, "catching_up": False}
 
 
 def _caught_up(row: Row[Any], table: Timetable, now: datetime, grace: timedelta) -> datetime | None:
@@ -450,10 +513,11 @@ def _note(item: _Fire, result: Stored | Exception, now: datetime) -> None:
     elif isinstance(result, LimitReached):  # there may be room again before it counts as missed
         row = item.row
         item.values |= {"instant": item.instant, "due_at": now + _RETRY, "last_instant": row.last_instant}
+        item.values["catching_up"] = row.catching_up
         item.values["problem"] = _refused(item.instant, result)
     elif isinstance(result, Overlaps):
         item.values["problem"] = f"At {rfc3339(item.instant)} it was skipped: {result.message}"
-    elif isinstance(result, Conflict | NotAllowed):  # archived, or its owner deactivated, just now
+    elif isinstance(result, Archived | Inactive):  # just now
         item.pause(result.message)
     elif isinstance(result, ApiError):
         item.values["problem"] = _refused(item.instant, result)
@@ -467,9 +531,9 @@ def _move_on(session: Session, fires: Sequence[_Fire]) -> None:
             text(
                 """
                 UPDATE schedule s SET instant = r.instant, due_at = r.due_at, enabled = r.enabled, problem = r.problem,
-                  last_instant = r.last_instant, last_job_id = r.last_job_id
+                  last_instant = r.last_instant, last_job_id = r.last_job_id, catching_up = r.catching_up
                 FROM json_to_recordset(CAST(:rows AS json)) AS r(id int, instant timestamptz, due_at timestamptz,
-                  enabled boolean, problem text, last_instant timestamptz, last_job_id uuid)
+                  enabled boolean, problem text, last_instant timestamptz, last_job_id uuid, catching_up boolean)
                 WHERE s.id = r.id
                 """
             ),

@@ -169,12 +169,16 @@ def find(session: Session, caller: Caller, name: Name, level: Level = Level.VIEW
     """
     statement = with_level(caller.viewer).where(User.username == name.owner, Script.name == name.name)
     row = session.execute(statement).first()
-    if row is not None and lock:
+    if row is None or row.level == Level.NONE:
+        raise NotFound
+    if lock:
+        if level > Level.VIEW:
+            Found(row).require(level)  # who may not change it holds up nobody
         # The lock of whoever decides which of its jobs may start, see lock_scripts; then what it is by now.
         session.execute(text("SELECT lock_scripts(ARRAY[CAST(:id AS int)])"), {"id": row.id})
         row = session.execute(statement.with_for_update(of=Script)).first()
-    if row is None or row.level == Level.NONE:
-        raise NotFound
+        if row is None or row.level == Level.NONE:
+            raise NotFound
     found = Found(row)
     if level > Level.VIEW:
         found.require(level)
@@ -462,6 +466,9 @@ def purge(session: Session, caller: Caller, name: Name) -> None:
     found = find(session, caller, name, lock=True)
     if found.row.archived_at is None:
         raise Conflict(f"The script {name} is in use; DELETE /api/scripts/{name} archives it first.")
+    for table in ("ready_job", "deferred_job", "running_job"):
+        if session.scalar(text(f"SELECT EXISTS (SELECT FROM {table} WHERE script_id = :id)"), {"id": found.id}):
+            raise Conflict(f"Jobs of the script {name} have not ended yet; cancel them, or wait for them.")
     session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CONTENT_LOCK})
     digests = session.scalars(
         delete(ScriptVersion).where(ScriptVersion.script_id == found.id).returning(ScriptVersion.digest)

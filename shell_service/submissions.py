@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -14,7 +14,6 @@ import uuid_utils.compat
 from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
 
-from baselayer.access import Caller
 from baselayer.errors import (
     ApiError,
     Conflict,
@@ -32,6 +31,18 @@ from shell_service.settings import Settings
 
 _USER_LOCK = 7200  # first key of the advisory lock that serialises what one user's submissions are counted against
 _QUEUE_SECONDS = 10  # after which a user with a full queue may ask again
+
+
+class Inactive(NotAllowed):
+    """This user is not active."""
+
+    code = "inactive"
+
+
+class Archived(Conflict):
+    """The script is archived, and cannot be run."""
+
+    code = "archived"
 
 
 class Overlaps(Conflict):
@@ -241,6 +252,23 @@ def default_limits(settings: Settings) -> Limits:
     return Limits(users.max_running, users.max_queued, users.jobs_per_minute, settings.limits.bounds)
 
 
+@dataclass(frozen=True)
+class Known:
+    """What a request with an Idempotency-Key asked for, and the jobs that it made."""
+
+    digest: bytes
+    ids: list[uuid.UUID]
+
+
+def known(user_id: int, key: str) -> Query[Known | None]:
+    """What this key of the user's stands for, if anything."""
+    return Query(
+        "SELECT request_digest, job_ids FROM idempotency_key WHERE user_id = %(user)s AND key = %(key)s",
+        {"user": user_id, "key": key},
+        lambda rows: Known(bytes(rows[0][0]), as_uuids(rows[0][1])) if rows else None,
+    )
+
+
 def submit(submissions: Sequence[Submission], defaults: Limits) -> Query[list[Stored | Exception]]:
     """Store what is asked for; gives, for each submission, what it made or why it was refused.
 
@@ -289,7 +317,12 @@ def _results(submissions: Sequence[Submission], defaults: Mapping[str, float], r
         elif outcome == "overlap":
             results[n] = Overlaps(submissions[n].jobs[0].script or "", as_uuids(ids)[0])
         elif outcome == "archived":
-            results[n] = Conflict(f"The script {submissions[n].jobs[0].script} is archived and cannot be run.")
+            results[n] = Archived(f"The script {submissions[n].jobs[0].script} is archived and cannot be run.")
+        elif outcome == "crowd":
+            results[n] = Conflict(
+                f"More than {counted} jobs of the script {submissions[n].jobs[0].script} have not ended: too many to be"
+                " cancelled for another one. Cancel them with POST /api/jobs/cancel, or run it another way."
+            )
         elif outcome in ("network", "unreachable", "invalid"):
             results[n] = _not_for_everybody(outcome, submissions[n], detail)
         else:
@@ -301,7 +334,7 @@ def _refusal(outcome: str, jobs: int, allowed: int, counted: int, seconds: int |
     if outcome == "mismatch":
         return IdempotencyMismatch()
     if outcome == "inactive":
-        return NotAllowed("This user is not active.")
+        return Inactive()
     may = f"You may have {allowed} jobs queued" if outcome == "queued" else f"You may submit {allowed} jobs a minute"
     if jobs > max(allowed, 1):  # waiting would not help
         return InvalidRequest(f"{may}; these are {jobs}.")
@@ -313,10 +346,10 @@ def _refusal(outcome: str, jobs: int, allowed: int, counted: int, seconds: int |
 # -- what not everybody may have -------------------------------------------------------------------------------------
 
 
-def require_scopes(submission: Submission, caller: Caller) -> None:
-    """Raise `NotAllowed` where jobs need what the caller's token is not good for."""
+def require_scopes(submission: Submission, scopes: Collection[str]) -> None:
+    """Raise `NotAllowed` where jobs need what a token of these scopes is not good for."""
     for scope, what in (("jobs:network", "network"), ("secrets:use", "secrets"), ("secrets:use", "secret_env")):
-        if scope not in caller.scopes and any(getattr(job, what) for job in submission.jobs):
+        if scope not in scopes and any(getattr(job, what) for job in submission.jobs):
             raise _about(NotAllowed, submission, what, f"The token lacks the scope {scope}; use one that has it.")
 
 

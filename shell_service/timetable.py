@@ -24,7 +24,7 @@ import re
 import zoneinfo
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import cached_property, lru_cache
 
 from cronsim import CronSim, CronSimError
@@ -39,7 +39,8 @@ WORDS = {
     "@hourly": "0 * * * *",
 }
 _LEAP = timedelta(hours=26)  # more than any clock was ever put forward or back at once
-_MINUTE = timedelta(minutes=1)
+_MINUTE, _TICK = timedelta(minutes=1), timedelta(microseconds=1)
+_END = datetime(9000, 1, 1, tzinfo=UTC)  # beyond it calendars and zones know no end
 
 
 class Unusable(Exception):
@@ -77,16 +78,21 @@ class Cron:
         except StopIteration:
             raise Unusable("It never fires.") from None
         self._fixed = not (fields[0].startswith("*") or fields[1].startswith("*"))
-        self._daily = fields[2:] == ["*", "*", "*"]
+        self._parsed = parsed
         self._minutes = sorted(60 * hour + minute for hour in parsed.hours for minute in parsed.minutes)
 
     @property
     def shortest(self) -> timedelta:
         """The least time between two fires, by a clock that is never changed."""
         times = self._minutes
-        around = [times[0] + 1440 - times[-1]] if self._daily else []
+        around = [times[0] + 1440 - times[-1]] if self._on_days_in_a_row() else []
         gaps = [later - earlier for earlier, later in itertools.pairwise(times)] + around
         return min(gaps, default=1440) * _MINUTE
+
+    def _on_days_in_a_row(self) -> bool:
+        days = (date(2024, 1, 1) + timedelta(days=number) for number in range(4 * 366))
+        fits = (day.month in self._parsed.months and self._parsed.match_day(day) for day in days)
+        return any(one and other for one, other in itertools.pairwise(fits))
 
     def after(self, instant: datetime) -> Iterator[datetime]:
         """The instants after this one, in UTC, as they come."""
@@ -174,20 +180,24 @@ class Timetable:
             raise Unusable(f"Fires every {found:g} seconds; every {shortest:g} is the most often that is allowed.")
         if self.every is not None and self.every < shortest:
             raise Unusable(f"Must be at least {shortest:g} seconds.")
+        between = self.every if self.cron is None else self._cron.shortest.total_seconds()
+        if between is not None and self.jitter >= between:
+            raise Unusable(f"Jitter must be less than the {between:g} seconds from one fire to the next.")
         if self.next(now) is None:
             raise Unusable("It never fires any more.")
 
     def after(self, instant: datetime) -> Iterator[datetime]:
         """The instants after this one, without jitter."""
         if self.start is not None:
-            instant = max(instant, self.start - timedelta(microseconds=1))
+            instant = max(instant, self.start - _TICK)
         if self.at is not None:
             found: Iterator[datetime] = iter([self.at] if self.at > instant else [])
         elif self.every is not None:
             found = self._regular(instant)
         else:
             found = self._cron.after(instant)
-        return itertools.takewhile(lambda item: self.end is None or item <= self.end, found)
+        end = min(self.end or _END, _END)
+        return itertools.takewhile(lambda item: item <= end, found)
 
     def _regular(self, instant: datetime) -> Iterator[datetime]:
         anchor = self.start or self.anchor
@@ -215,7 +225,7 @@ class Timetable:
         window = timedelta(hours=1)
         while True:
             begin = max(since, until - window)
-            found = list(itertools.takewhile(lambda item: item <= until, self.after(begin - timedelta(microseconds=1))))
+            found = list(itertools.takewhile(lambda item: item <= until, self.after(begin - _TICK)))
             if len(found) >= most or begin == since:
                 return found[-most:] if most else []
             window *= 4

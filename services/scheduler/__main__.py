@@ -34,7 +34,7 @@ async def serve(settings: Settings, database_url: str, keyring: Keyring) -> None
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    database = Database(database_url, size=3, statement_timeout=settings.database.statement_timeout, wait=10.0)
+    database = Database(database_url, size=4, statement_timeout=settings.database.statement_timeout, wait=10.0)
     if await schema_is_current(database, stop):
         await Scheduler(settings, database, keyring, FailPoints()).run(stop)
 

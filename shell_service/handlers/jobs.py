@@ -31,8 +31,8 @@ from shell_service.handlers.base import AppHandler, encode_cursor, job_cursor
 from shell_service.hub import Watch
 from shell_service.jobs import Wanted
 from shell_service.records import Record
-from shell_service.scripts import Name
-from shell_service.submissions import NewJob, Stored, Submission
+from shell_service.scripts import Found, Level, Name
+from shell_service.submissions import NewJob, Overlaps, Stored, Submission
 
 _MAX_WAIT = 300  # seconds
 
@@ -47,23 +47,15 @@ class SubmitHandler(AppHandler):
         batcher: Batcher[Submission, Stored],
         entry: Entry,
         batch: bool = False,
+        overlap: str | None = None,
     ) -> Stored:
         """Store jobs, or find those that the same request stored before. `entry` is for the audit log, if they are new.
 
         Raises `NotAllowed` where a job needs what the caller's token is not good for.
         """
-        key = call.header("Idempotency-Key")
-        if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
-            raise InvalidRequest("Idempotency-Key must be 1 to 255 printable ASCII characters without spaces.")
-        path, body = self.request.path, self.request.body
-        if key is None:
-            digest = b""
-        elif len(body) < LARGE_BODY:
-            digest = _digest(path, body)
-        else:
-            digest = await asyncio.to_thread(_digest, path, body)
-        submission = Submission(call.caller.user_id, new, key, digest, entry, batch)
-        submissions.require_scopes(submission, call.caller)
+        key, digest = await self._key(call)
+        submission = Submission(call.caller.user_id, new, key, digest, entry, batch, overlap)
+        submissions.require_scopes(submission, call.caller.scopes)
         return await batcher.put(submission)
 
     def wait_of(self, call: Call) -> float | None:
@@ -78,27 +70,94 @@ class SubmitHandler(AppHandler):
         return wait
 
     async def submit_and_wait(
-        self, call: Call, job: NewJob, batcher: Batcher[Submission, Stored], entry: Entry, seconds: float | None
+        self,
+        call: Call,
+        job: NewJob,
+        batcher: Batcher[Submission, Stored],
+        entry: Entry,
+        seconds: float | None,
+        overlap: str | None = None,
     ) -> Record:
         """As `submit_one`; with `seconds` its record when it has ended, or after that time."""
         if not seconds:
-            return await self.submit_one(call, job, entry, batcher)
-        return await call.unless_closed(self._submit_and_wait(call, job, batcher, entry, seconds))
+            return await self.submit_one(call, job, entry, batcher, overlap)
+        return await call.unless_closed(self._submit_and_wait(call, job, batcher, entry, seconds, overlap))
 
     async def _submit_and_wait(
-        self, call: Call, job: NewJob, batcher: Batcher[Submission, Stored], entry: Entry, seconds: float
+        self,
+        call: Call,
+        job: NewJob,
+        batcher: Batcher[Submission, Stored],
+        entry: Entry,
+        seconds: float,
+        overlap: str | None,
     ) -> Record:
         with self.app.hub.watch(job.id, end_only=True) as watch:  # before it is stored, so that no end is missed
-            stored = await self.submit(call, [job], batcher, entry)
+            stored = await self.submit(call, [job], batcher, entry, overlap=overlap)
             job_id = stored.ids[0]
             if job_id == job.id:
                 return await self.record_when_final(call, job_id, watch, seconds, job)
         with self.app.hub.watch(job_id, end_only=True) as watch:
             return await self.record_when_final(call, job_id, watch, seconds)
 
-    async def submit_one(self, call: Call, job: NewJob, entry: Entry, batcher: Batcher[Submission, Stored]) -> Record:
+    async def _key(self, call: Call) -> tuple[str | None, bytes]:
+        """The request's Idempotency-Key, and what it asks for. Raises `InvalidRequest`."""
+        key = call.header("Idempotency-Key")
+        if key is None:
+            return None, b""
+        if not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
+            raise InvalidRequest("Idempotency-Key must be 1 to 255 printable ASCII characters without spaces.")
+        path, body = self.request.path, self.request.body
+        if len(body) < LARGE_BODY:
+            return key, _digest(path, body)
+        return key, await asyncio.to_thread(_digest, path, body)
+
+    async def made_before(self, call: Call, seconds: float | None) -> Record | None:
+        """The record of the job that the same request made before, if it did; waited for as `submit_and_wait` does.
+
+        For requests that might be refused by now for what has changed since. Raises `IdempotencyMismatch`.
+        """
+        key, digest = await self._key(call)
+        known = None if key is None else await self.app.database.fetch(submissions.known(call.caller.user_id, key))
+        if known is None:
+            return None
+        if known.digest != digest:
+            raise IdempotencyMismatch
+        if not seconds:
+            return await self.record(call.caller, known.ids[0])
+        with self.app.hub.watch(known.ids[0], end_only=True) as watch:
+            return await call.unless_closed(self.record_when_final(call, known.ids[0], watch, seconds))
+
+    async def submit_run(
+        self, call: Call, job: NewJob, entry: Entry, script: Found, overlap: str | None, seconds: float | None
+    ) -> Record:
+        """As `submit_and_wait`, of a job of a script; `overlap` instead of what the script says of others, if given."""
+        batcher = self.app.batcher(overlap or script.row.overlap)
+        try:
+            return await self.submit_and_wait(call, job, batcher, entry, seconds, overlap)
+        except Overlaps as error:
+            raise await self._told(call, script, error) from None
+
+    async def _told(self, call: Call, script: Found, error: Overlaps) -> Overlaps:
+        """The same error, with the id of the other job where the caller may know it."""
+        assert error.job_id is not None
+        seen = await self.app.database.ask(jobs.find_many, [Wanted(call.caller, error.job_id)], jobs.STANDING)
+        if seen[0] or script.level is Level.OWN:
+            job_id = jobs.public_id(script.row.name, error.job_id)
+            error.message = f"The job {job_id} of the script {script.name} has not ended yet: this run is skipped."
+            error.errors = {"job": [job_id]}
+        return error
+
+    async def submit_one(
+        self,
+        call: Call,
+        job: NewJob,
+        entry: Entry,
+        batcher: Batcher[Submission, Stored],
+        overlap: str | None = None,
+    ) -> Record:
         """Store a job, or find the one that the same request stored before; returns its record."""
-        stored = await self.submit(call, [job], batcher, entry)
+        stored = await self.submit(call, [job], batcher, entry, overlap=overlap)
         if stored.ids[0] == job.id:
             return self.app.records.of_new(job, call.caller, stored.limits)
         return await self.record(call.caller, stored.ids[0])
@@ -286,12 +345,15 @@ class Rerun(SubmitHandler):
         request = submissions.request_again(found.row, call.body)
         if problems := schemas.secrets_problems(request):
             raise InvalidRequest.of(problems)
-        overlap = await self._overlap_of(call, found)
+        script = await self._script_of(call, found)
         job = submissions.new_job(call.caller.user_id, request, **submissions.origin_of(found.row))
-        return await self.submit_one(call, job, self.entry(job_id, {"job": job.public_id}), self.app.batcher(overlap))
+        entry = self.entry(job_id, {"job": job.public_id})
+        if script is None:
+            return await self.submit_one(call, job, entry, self.app.submissions)
+        return await self.submit_run(call, job, entry, script, None, None)
 
-    async def _overlap_of(self, call: Call, found: jobs.Found) -> str | None:
-        """What the script of a job says about others of it. Raises `NotAllowed` where the caller may not run it now."""
+    async def _script_of(self, call: Call, found: jobs.Found) -> Found | None:
+        """The script of a job, if it has one. Raises `NotAllowed` where the caller may not run it now."""
         if found.row.script_id is None:
             return None
         name = Name(*found.row.script.split("/"))
@@ -301,8 +363,7 @@ class Rerun(SubmitHandler):
             script = None
         if script is None or script.id != found.row.script_id:
             raise NotAllowed(f"You may not run the script {name} any more; you can submit the job's code as it is.")
-        overlap: str = script.row.overlap
-        return overlap
+        return script
 
 
 def _new_jobs(user_id: int, requests: Sequence[Mapping[str, Any]]) -> list[NewJob]:

@@ -17,14 +17,12 @@ from baselayer.errors import (
     Unavailable,
 )
 from baselayer.handler import Call, Route, endpoint
-from shell_service import jobs, runs, schemas, script_schemas, scripts, submissions
+from shell_service import runs, schemas, script_schemas, scripts, submissions
 from shell_service.handlers.base import encode_cursor, job_cursor
 from shell_service.handlers.jobs import SubmitHandler
 from shell_service.handlers.scripts import ScriptHandler
-from shell_service.jobs import Wanted
 from shell_service.runs import Said
 from shell_service.scripts import Name
-from shell_service.submissions import Overlaps
 
 
 class Run(SubmitHandler, ScriptHandler):
@@ -51,25 +49,14 @@ class Run(SubmitHandler, ScriptHandler):
                 raise InvalidRequest.of({"wait": ["Give it once: here, as a query parameter, or in Prefer."]})
             call.query["wait"] = body["wait"]
             wait = self.wait_of(call)
+        if before := await self.made_before(call, wait):
+            return before
         found = await self.app.database.fetch(runs.look_up(call.caller, name, body["version"]))
         said = Said.of(found, found.row)
         run = runs.make(said, body["parameters"], body["overrides"], self.app.rules.jobs, body["share_output"])
         job = submissions.new_job(call.caller.user_id, run.request, **run.origin)
         entry = self.entry(found.name, {"version": job.script_version, "job": job.public_id})
-        try:
-            return await self.submit_and_wait(call, job, self.app.batcher(found.row.overlap), entry, wait)
-        except Overlaps as error:
-            raise await self._told(call, found, error) from None
-
-    async def _told(self, call: Call, found: scripts.Found, error: Overlaps) -> Overlaps:
-        """The same error, with the id of the other job where the caller may know it."""
-        assert error.job_id is not None
-        seen = await self.app.database.ask(jobs.find_many, [Wanted(call.caller, error.job_id)], jobs.STANDING)
-        if seen[0] or found.level is scripts.Level.OWN:
-            job_id = jobs.public_id(found.row.name, error.job_id)
-            error.message = f"The job {job_id} of the script {found.name} has not ended yet: this run is skipped."
-            error.errors = {"job": [job_id]}
-        return error
+        return await self.submit_run(call, job, entry, found, None, wait)
 
 
 class RunStatus(ScriptHandler):

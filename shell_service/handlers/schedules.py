@@ -172,9 +172,9 @@ class RunNow(SubmitHandler, ScheduleHandler):
         """
         call.caller.require("scripts:run")
         wait, number = self.wait_of(call), _number(schedule_id)
-        found, job = await self.app.database.run(schedules.run_now, call.caller, number, self.app.rules.jobs)
+        found, job, overlap = await self.app.database.run(schedules.run_now, call.caller, number, self.app.rules.jobs)
         entry = self.entry(number, {"script": str(found.name), "version": job.script_version, "job": job.public_id})
-        return await self.submit_and_wait(call, job, self.app.batcher(found.row.overlap), entry, wait)
+        return await self.submit_run(call, job, entry, found, overlap, wait)
 
 
 def _number(text: str) -> int:

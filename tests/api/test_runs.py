@@ -120,6 +120,19 @@ def test_an_idempotency_key_makes_one_run(alice: Api) -> None:
     alice.post(f"/api/jobs/{first['id']}/cancel")
 
 
+def test_a_key_is_good_whatever_has_changed_since(alice: Api) -> None:
+    save(alice, "asked", code="echo one")
+    key = {"Idempotency-Key": uuid.uuid4().hex}
+    first = alice.post("/api/scripts/asked/run", {"wait": 20}, headers=key).data
+    alice.put("/api/scripts/asked", {"parameters": [{"name": "days", "type": "integer"}]}).data  # noqa: B018
+    assert alice.post("/api/scripts/asked/run", {"wait": 20}, headers=key).data == first
+    alice.delete("/api/scripts/asked").data  # noqa: B018
+    again = alice.post("/api/scripts/asked/run", {"wait": 20}, headers=key).data
+    assert again == first
+    assert alice.post("/api/scripts/asked/run", {"wait": 19}, headers=key).status == 422
+    assert alice.post("/api/scripts/asked/run", {}).status == 409
+
+
 def test_runs_wait_for_each_other_end_to_end(alice: Api, bob: Api) -> None:
     owner, colleague = (api.get("/api/user").data["username"] for api in (alice, bob))
     save(alice, "serial", code="sleep 0.2")

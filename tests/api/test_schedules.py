@@ -106,6 +106,9 @@ BAD = {
     "catch up": {"catch_up": "some"}, "how many": {"catch_up_limit": 0}, "overlap": {"overlap": "never"},
     "no script": {"script": "none"}, "another's script": {"script": "nobody/tool"}, "three": {"script": "a/b/c"},
     "version": {"version": 2}, "parameters": {"parameters": {"days": 1}}, "jitter": {"jitter": 86_401},
+    "the year 1": {"start": "0001-01-01T00:00:00Z"}, "the year 9999": {"every": None, "at": "9999-12-31T23:59:59Z"},
+    "an end in 9999": {"end": "9999-12-31T00:00:00Z"}, "queue": {"overlap": "queue"}, "late": {"jitter": 3600},
+    "much": {"overrides": {"stdin": "x" * 70_000}},
     "overrides": {"overrides": {"run_at": "2040-01-01T00:00:00Z"}}, "code": {"overrides": {"code": "true"}},
     "secrets": {"overrides": {"env": {"A": "b"}, "secret_env": {"A": "B"}}}, "field": {"x": 1},
 }  # fmt: skip
@@ -124,7 +127,8 @@ def test_what_a_patch_may_not_do(alice: Api) -> None:
     made = make(alice)
     path = f"/api/schedules/{made['id']}"
     for body in ({"script": "tool"}, {"every": 1}, {"parameters": {"x": 1}}, {"version": 9}, {"enabled": True},
-                 {"every": 60, "cron": "@daily"}, {"end": "2020-01-01T00:00:00Z"}, {"timezone": "x"}):  # fmt: skip
+                 {"every": 60, "cron": "@daily"}, {"end": "2020-01-01T00:00:00Z"}, {"timezone": "x"},
+                 {"every": None}, {"cron": None, "every": None, "at": None}):  # fmt: skip
         assert alice.patch(path, body).status == 400, body
     assert alice.get(path).data == made
 

@@ -187,6 +187,18 @@ def test_what_is_no_script_is_refused_and_not_stored(alice: Api, name: str) -> N
         assert alice.get("/api/scripts/good").data == made
 
 
+def test_nothing_is_purged_that_has_jobs(alice: Api, admin: Api) -> None:
+    owner = alice.get("/api/user").data["username"]
+    save(alice, "used")
+    job = alice.post("/api/scripts/used/run", {"overrides": {"delay": 3600}}).data
+    alice.delete("/api/scripts/used").data  # noqa: B018
+    answer = admin.post(f"/api/scripts/{owner}/used/purge")
+    assert (answer.status, answer.code) == (409, "conflict") and "not ended" in answer.body["message"]
+    alice.post(f"/api/jobs/{job['id']}/cancel").data  # noqa: B018
+    assert admin.post(f"/api/scripts/{owner}/used/purge").data == {}
+    assert alice.job(job["id"])["script"] == f"{owner}/used"
+
+
 def test_versions_that_are_not_there(alice: Api) -> None:
     save(alice, "short")
     for path in ("versions/2", "versions/0", "versions/x", "code?version=2", "diff?from=1&to=2"):

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from baselayer.errors import Conflict
 from shell_service import liveness, queue
 from shell_service.queue import Claim, Fenced, Result
 from shell_service.submissions import Overlaps, Stored
@@ -171,6 +172,31 @@ def test_a_job_waits_for_its_turn_in_the_order_of_submission(
     assert transact(runner.claim, 10) == []
     transact(finish, next(claim for claim in claims if claim.job_id == first))
     assert places(transact)[second] == "ready" and places(transact)[third] == "waiting"
+
+
+def test_users_take_turns(transact: Transactions, runner: Enlisted) -> None:
+    """However many one of them has asked for, and whatever priority he gives them."""
+    one, other, third = (transact(add_user) for _ in range(3))
+    script = transact(add_script, one)
+    first = [submit(transact, one, script, priority=10) for _ in range(6)]
+    second = [submit(transact, other, script) for _ in range(2)]
+    last = submit(transact, third, script, priority=-10)
+    order = []
+    while claims := transact(runner.claim, 9):
+        (claim,) = claims
+        order.append(claim.job_id)
+        transact(finish, claim)
+    assert order == [first[0], second[0], last, first[1], second[1], *first[2:]]
+
+
+def test_a_crowd_is_not_cancelled_for_one(transact: Transactions, user: int) -> None:
+    script = transact(add_script, user)
+    for _ in range(502):
+        submit(transact, user, script)
+    transact.sql("UPDATE script SET overlap = 'queue_latest'")
+    refused = transact(run, user, script)
+    assert isinstance(refused, Conflict) and "More than 500" in str(refused)
+    assert ends(transact) == {"ready": 1, "waiting": 501}
 
 
 def test_whatever_ends_a_job_lets_the_next_one_in(transact: Transactions, user: int, runner: Enlisted) -> None:

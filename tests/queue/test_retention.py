@@ -34,11 +34,11 @@ def add(
 ) -> uuid.UUID:
     """A job of so many days ago, that printed so much."""
     job_id = old_id(days)
-    transact(add_jobs, user, 1, id=job_id)
+    transact(add_jobs, user, 1, id=job_id, created_at=datetime.now(UTC) - timedelta(days=days))
     if ended:
         transact.sql("DELETE FROM ready_job WHERE job_id = :id", id=job_id)
         transact.sql(
-            "UPDATE job SET status = 'COMPLETED', finished_at = now(), attempt = 2, stdout_bytes = :size / 2,"
+            "UPDATE job SET status = 'COMPLETED', finished_at = created_at, attempt = 2, stdout_bytes = :size / 2,"
             " stderr_bytes = :size - :size / 2, pinned = :pinned WHERE id = :id",
             id=job_id, size=size, pinned=pinned,
         )  # fmt: skip
@@ -47,10 +47,11 @@ def add(
 
 def retain(transact: Transactions, days: float = 0, size: int = 0) -> int:
     """Remove what goes; returns how many jobs that were."""
-    removed = 0
-    for cut in transact(retention.cuts, Retention(days, size, 10)):
+    removed, options = 0, Retention(days, size, 10)
+    by_size = [transact(retention.by_size, options, user) for user in transact(retention.users, options)]
+    for cut in [transact(retention.by_age, options), *by_size]:
         last = None
-        while True:
+        while cut is not None:
             step = transact(retention.remove_some, cut, last)
             removed += step.removed
             if (last := step.last) is None:
@@ -75,6 +76,15 @@ def test_by_age(transact: Transactions, user: int, monkeypatch: pytest.MonkeyPat
     assert {item.job_id for item in transact(retention.discarded)} <= set(old)
     assert transact.scalar("SELECT count(*) FROM discarded WHERE attempt = 2") == 7
     assert retain(transact, days=9.5) == 0
+
+
+def test_what_has_just_ended_stays(transact: Transactions, user: int) -> None:
+    """Though it was submitted long ago."""
+    job_id = add(transact, user, 100)
+    transact.sql("UPDATE job SET finished_at = now() - interval '1 hour'")
+    assert retain(transact, days=30) == 0
+    transact.sql("UPDATE job SET finished_at = now() - interval '31 days'")
+    assert left(transact) == {job_id} and retain(transact, days=30) == 1
 
 
 def test_by_size_the_newest_stay(transact: Transactions, user: int) -> None:
@@ -131,12 +141,12 @@ def test_a_shared_job_is_pinned_by_its_owner_alone(transact: Transactions, user:
 
 
 def test_claims_do_not_wait_for_it(transact: Transactions, user: int, runner: Enlisted) -> None:
-    """While 50,000 old jobs are removed, claiming and ending others takes as long as without."""
+    """While 100,000 old jobs are removed, claiming and ending others takes as long as without."""
     transact.sql(
         "INSERT INTO job (id, user_id, name, priority, code, shell, args, env, stdin, timeout, retries, retry_delay,"
         " on_lost, created_at, modified, attempt, status, finished_at) SELECT CAST(lpad(to_hex(n), 12, '0') ||"
         " '70008' || lpad(to_hex(n), 15, '0') AS uuid), :user, 'job', 0, 'true', 'sh', '[]', '{}', '', 60, 0, 0,"
-        " 'fail', now(), now(), 1, 'COMPLETED', now() FROM generate_series(1, 50000) AS n",
+        " 'fail', now(), now(), 1, 'COMPLETED', now() FROM generate_series(1, 100000) AS n",
         user=user,
     )
     transact.sql("ANALYZE job")
@@ -153,7 +163,7 @@ def test_claims_do_not_wait_for_it(transact: Transactions, user: int, runner: En
         return sorted(took)
 
     before = work(100)
-    cut = Cut(jobs.first_id_of(10**9))
+    cut = Cut(jobs.first_id_of(10**9), datetime.now(UTC) + timedelta(days=1))
     over = threading.Event()
 
     def remove() -> None:
@@ -172,6 +182,6 @@ def test_claims_do_not_wait_for_it(transact: Transactions, user: int, runner: En
     remover.join()
     during.sort()
     assert len(during) >= 50
-    assert transact.scalar("SELECT count(*) FROM discarded") == 50_000
+    assert transact.scalar("SELECT count(*) FROM discarded") == 100_000
     # Half of them wait for a processor on a machine with two, but none for a lock.
     assert during[len(during) * 9 // 10] < 10 * before[len(before) * 9 // 10] + 0.05

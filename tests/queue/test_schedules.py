@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 from collections import Counter
@@ -13,11 +14,13 @@ import pytest
 from sqlalchemy.orm import Session
 
 from baselayer.access import EVERY_SCOPE, Caller
+from baselayer.errors import InvalidRequest, NotAllowed
 from shell_service import schedules, scripts
 from shell_service.schedule_schemas import ScheduleRequest
 from shell_service.scopes import SCOPES
 from shell_service.scripts import Name
 from shell_service.settings import load
+from shell_service.timetable import Timetable
 from tests.database import Transactions
 from tests.factories import LIMITS, add_user
 
@@ -268,6 +271,72 @@ def test_who_has_too_many_jobs_is_fired_later(transact: Transactions, alice: Cal
     transact.sql("UPDATE schedule SET due_at = now()")
     fire(transact)
     assert fired(transact) == [(number, instant)]
+
+
+def test_whoever_may_only_run_a_script_has_no_jobs_of_others_cancelled(transact: Transactions, alice: Caller) -> None:
+    colleague, name = owner(transact), Name(alice.username, "tool")
+    share = {"user": colleague.username, "group": None, "level": "edit"}
+    transact(scripts.share, alice, name, share)
+    number = schedule(transact, colleague, script=str(name), overlap="cancel_previous")
+    mine = schedule(transact, alice)
+    past(transact, mine, MINUTE)
+    fire_all(transact)
+    transact(scripts.share, alice, name, {**share, "level": "run"})
+    past(transact, number, MINUTE)
+    fire_all(transact)
+    assert transact.scalar("SELECT count(*) FROM job WHERE status IS NULL") == 2  # one waits for the other
+    for overlap in ("cancel_previous", "queue_latest"):
+        with pytest.raises(InvalidRequest, match="may change the script"):
+            schedule(transact, colleague, script=str(name), overlap=overlap)
+    schedule(transact, colleague, script=str(name), overlap="skip")
+
+
+def test_it_has_no_more_rights_than_the_token_that_made_it(transact: Transactions, alice: Caller) -> None:
+    narrow = dataclasses.replace(alice, scopes=alice.scopes - {"secrets:use"})
+    numbers = [schedule(transact, narrow), schedule(transact, alice)]
+    transact.sql("INSERT INTO secret (user_id, name, value) VALUES (:id, 'KEY', 'x')", id=alice.user_id)
+    change = {"defaults": {"secrets": ["KEY"]}, "message": ""}
+    transact(scripts.change, narrow, Name(alice.username, "tool"), change, None, SETTINGS.scripts)
+    for number in numbers:
+        past(transact, number, MINUTE)
+    fire_all(transact)
+    assert [number for number, _ in fired(transact)] == numbers[1:]
+    assert "secrets:use" in row_of(transact, numbers[0]).problem
+    with pytest.raises(NotAllowed):
+        transact(schedules.change, narrow, numbers[1], {"every": 120.0}, MEANS)
+    transact(schedules.change, alice, numbers[0], {"every": 120.0}, MEANS)
+    past(transact, numbers[0], 2 * MINUTE)
+    fire_all(transact, 600)
+    assert len(fired(transact)) == 2
+
+
+def test_much_that_was_missed_is_not_looked_for_in_one_transaction(
+    transact: Transactions, alice: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedules, "_SECONDS", 0)
+    save(transact, alice, "free", overlap="parallel")
+    numbers = [schedule(transact, alice, script="free", catch_up="all", catch_up_limit=3) for _ in range(4)]
+    for number in numbers:
+        past(transact, number, timedelta(days=2))
+    assert fire(transact) == 1  # and the others the next time
+    looked = []
+    latest = Timetable.latest
+    monkeypatch.setattr(Timetable, "latest", lambda *args: looked.append(args) or latest(*args))
+    fire_all(transact)
+    assert len(fired(transact)) == 12 and len(looked) == 3  # once for each of them
+
+
+def test_what_is_only_late_still_comes(transact: Transactions, alice: Caller) -> None:
+    number = schedule(transact, alice, every=3600, jitter=1800)
+    row = row_of(transact, number)
+    ago = row.instant - datetime.now(UTC) + timedelta(seconds=1)
+    transact.sql("UPDATE schedule SET created_at = created_at - CAST(:by AS interval)", by=ago)  # its instant has come
+    row = transact(schedules.find, alice, number)
+    late = schedules.timetable(row).late(row.created_at + timedelta(hours=1))
+    if late > datetime.now(UTC) + timedelta(seconds=2):  # by chance, but for one in a thousand
+        assert schedules.coming(row, transact(schedules.clock), 1) == [late]
+        transact(schedules.change, alice, number, {"catch_up": "last"}, MEANS)
+        assert row_of(transact, number).due_at == late
 
 
 def test_many_at_once_are_fired_in_parts(transact: Transactions, alice: Caller) -> None:

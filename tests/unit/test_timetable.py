@@ -241,6 +241,7 @@ def test_how_often_is_bounded() -> None:
     for text, shortest in (
         ("* * * * *", 60), ("*/5 * * * *", 300), ("0,59 * * * *", 60), ("0 0 * * *", 86_400), ("0,1 0 1 1 *", 60),
         ("59 23 * * *", 86_400), ("0 0,23 * * *", 3600), ("0 0,23 * * 1", 82_800),
+        ("0 0,23 * * 0-6", 3600), ("0 0,23 1,2 * *", 3600), ("0 0,23 1,15 * *", 82_800),
     ):  # fmt: skip
         assert Cron(text, zone("UTC")).shortest.total_seconds() == shortest, text
         Timetable(cron=text).check(shortest, FIRST)
@@ -279,6 +280,20 @@ def test_lateness_is_even_and_always_the_same() -> None:
     assert late == [(table.late(FIRST) - FIRST).total_seconds() for table in tables]
     assert 0 <= min(late) < 2 and 28 < max(late) < 30 and 13 < sum(late) / len(late) < 17
     assert Timetable(every=60, anchor=FIRST).late(FIRST) == FIRST
+
+
+def test_jitter_is_less_than_the_time_between() -> None:
+    for table in (Timetable(every=60, anchor=FIRST, jitter=60), Timetable(cron="* * * * *", jitter=90)):
+        with pytest.raises(Unusable, match="Jitter"):
+            table.check(60, FIRST)
+    Timetable(at=LAST, jitter=86_400).check(60, FIRST)
+
+
+def test_the_end_of_time() -> None:
+    last = datetime(8999, 12, 31, 23, 59, tzinfo=UTC)
+    for table in (Timetable(cron="* * * * *"), Timetable(every=60, anchor=last), Timetable(cron="0 0 1 1 *")):
+        assert len(first(table, last - MINUTE, 5)) <= 3
+        assert first(table, datetime(9000, 1, 1, tzinfo=UTC), 5) == []
 
 
 def test_the_latest_are_found_without_looking_at_all() -> None:

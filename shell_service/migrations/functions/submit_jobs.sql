@@ -17,7 +17,7 @@
 -- and the names of secrets that there are not; or 'queued' and 'minute' for the budget that it would exceed, with the
 -- budget, what counts against it, and after how many seconds it would not by the minute's. And a row 'stored' with what
 -- its jobs got that ask for nothing, for each that was stored and whose user has such limits of his own. Of scripts also
--- 'archived', and 'overlap' with the id of a job for which it is skipped.
+-- 'archived', 'overlap' with the id of a job for which it is skipped, and 'crowd' where too many would be cancelled.
 --
 -- The queue is counted only where it might be full (see SubmissionCount): for an exact counter all claims and cancels
 -- of a user would wait for its row. Submissions of the last minute are those of this minute by the clock, and of the
@@ -150,9 +150,13 @@ BEGIN
           UNION ALL
           SELECT d.job_id FROM deferred_job d WHERE d.script_id = s.script AND (d.run_at = 'infinity' OR d.attempt > 0)
           UNION ALL
-          SELECT r.job_id FROM running_job r WHERE r.script_id = s.script AND v_overlap <> 'queue_latest');
+          SELECT r.job_id FROM running_job r WHERE r.script_id = s.script AND v_overlap <> 'queue_latest'
+          LIMIT 501);
         IF v_others = '{}' THEN
           NULL;
+        ELSIF v_overlap <> 'skip' AND cardinality(v_others) > 500 THEN  -- as many as a cancel takes at once
+          outcome := 'crowd';
+          counted := 500;
         ELSIF v_overlap = 'skip' THEN
           outcome := 'overlap';
           ids := v_others[1:1];

@@ -57,6 +57,7 @@ def upgrade() -> None:
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("revision", sa.Integer(), server_default="1", nullable=False),
         sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.Column("turn", sa.Integer(), server_default="0", nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("modified", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("archived_at", sa.DateTime(timezone=True), nullable=True),
@@ -109,9 +110,9 @@ def upgrade() -> None:
     op.create_index(op.f("script_version_digest_index"), "script_version", ["digest"], unique=False)
     op.add_column("deferred_job", sa.Column("script_id", sa.Integer(), nullable=True))
     op.create_index(
-        op.f("deferred_job_script_id_run_at_ord_job_id_index"),
+        op.f("deferred_job_script_id_run_at_user_id_ord_job_id_index"),
         "deferred_job",
-        ["script_id", "run_at", "ord", "job_id"],
+        ["script_id", "run_at", "user_id", "ord", "job_id"],
         unique=False,
         postgresql_where=sa.text("script_id IS NOT NULL"),
     )
@@ -176,7 +177,7 @@ def downgrade() -> None:
     op.drop_column("job", "script")
     op.drop_column("job", "script_id")
     op.drop_column("job", "secret_env")
-    op.drop_index(op.f("deferred_job_script_id_run_at_ord_job_id_index"), table_name="deferred_job")
+    op.drop_index(op.f("deferred_job_script_id_run_at_user_id_ord_job_id_index"), table_name="deferred_job")
     op.drop_column("deferred_job", "script_id")
     op.drop_index(op.f("script_version_digest_index"), table_name="script_version")
     op.drop_table("script_version")

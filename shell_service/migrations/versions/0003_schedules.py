@@ -32,6 +32,8 @@ def upgrade() -> None:
         sa.Column("jitter", sa.Float(), nullable=False),
         sa.Column("catch_up", sa.Text(), nullable=False),
         sa.Column("catch_up_limit", sa.Integer(), nullable=False),
+        sa.Column("scopes", postgresql.ARRAY(sa.Text()), nullable=False),
+        sa.Column("catching_up", sa.Boolean(), server_default="false", nullable=False),
         sa.Column("enabled", sa.Boolean(), nullable=False),
         sa.Column("problem", sa.Text(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
@@ -43,7 +45,7 @@ def upgrade() -> None:
         sa.CheckConstraint("num_nonnulls(cron, every, at) = 1", name=op.f("schedule_times_check")),
         sa.CheckConstraint("catch_up IN ('none', 'last', 'all')", name=op.f("schedule_catch_up_check")),
         sa.CheckConstraint(
-            "overlap IN ('queue', 'skip', 'cancel_previous', 'queue_latest', 'parallel')",
+            "overlap IN ('skip', 'cancel_previous', 'queue_latest')",
             name=op.f("schedule_overlap_check"),
         ),
         sa.ForeignKeyConstraint(["user_id"], ["user.id"], name=op.f("schedule_user_id_fkey")),
