@@ -208,7 +208,7 @@ def head(method: str, target: str, *headers: str) -> bytes:
 # -- what is stored --------------------------------------------------------------------------------------------------
 
 # What changes by itself: heartbeats, counts of minutes, and what is written down about each request.
-_RESTLESS = ("alembic_version", "audit", "runner", "submission_count")
+_RESTLESS = ("alembic_version", "audit", "audit_seal", "runner", "submission_count")
 
 
 def tables(database: Transactions) -> list[str]:
