@@ -14,6 +14,11 @@ from marshmallow import Schema, ValidationError, fields, pre_load, validate
 from baselayer.config import parse_bytes
 
 
+def about(text: str, example: Any = None) -> dict[str, Any]:
+    """The description of a field, and an example, for the API document."""
+    return {"description": text} if example is None else {"description": text, "example": example}
+
+
 class Text(fields.String):
     """Text, of `low` to `high` characters, without NUL."""
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from marshmallow import Schema, fields
 
-from baselayer.fields import Instant, Text
-from shell_service.schemas import PageQuery, about
+from baselayer.fields import Instant, Text, about
+from shell_service.schemas import PageQuery
 
 
 class AuditQuery(PageQuery):

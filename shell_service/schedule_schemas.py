@@ -7,10 +7,10 @@ from typing import Any
 
 from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
 
-from baselayer.fields import Flag, Instant, Number, Pairs, Request, Text, Whole
+from baselayer.fields import Flag, Instant, Number, Pairs, Request, Text, Whole, about
 from shell_service import webhook_schemas
 from shell_service.models import CATCH_UPS, OVERLAPS
-from shell_service.schemas import DAY, NAME, PageQuery, about, nullable
+from shell_service.schemas import DAY, NAME, PageQuery, nullable
 from shell_service.script_schemas import Defaults, Value
 from shell_service.timetable import Unusable, zone
 

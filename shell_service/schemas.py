@@ -12,7 +12,7 @@ from typing import Any
 from marshmallow import Schema, ValidationError, fields, missing, post_load, validate, validates_schema
 from marshmallow.experimental.context import Context
 
-from baselayer.fields import Flag, Instant, Items, Number, Pairs, Request, Size, Text, Whole
+from baselayer.fields import Flag, Instant, Items, Number, Pairs, Request, Size, Text, Whole, about
 from shell_service import webhook_schemas
 from shell_service.limits import LEAST
 from shell_service.models import STATUSES
@@ -24,11 +24,6 @@ MAX_SECRETS = 50  # of a job
 MOST = 2**53  # of any limit: beyond it JSON's numbers are not exact
 DAY = 86_400
 CENTURY = 100 * 366 * DAY
-
-
-def about(text: str, example: Any = None) -> dict[str, Any]:
-    """The description of a field, and an example, for the API document."""
-    return {"description": text} if example is None else {"description": text, "example": example}
 
 
 class JobRules:

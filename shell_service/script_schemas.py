@@ -8,7 +8,7 @@ import marshmallow
 from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
 from marshmallow.experimental.context import Context
 
-from baselayer.fields import Flag, Instant, Items, Number, Pairs, Request, Text, Whole
+from baselayer.fields import Flag, Instant, Items, Number, Pairs, Request, Text, Whole, about
 from shell_service import parameters, webhook_schemas
 from shell_service.models import LEVELS, OVERLAPS, STATUSES
 from shell_service.schemas import (
@@ -19,7 +19,6 @@ from shell_service.schemas import (
     JobRequest,
     JobRules,
     PageQuery,
-    about,
     nullable,
 )
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from marshmallow import Schema, ValidationError, fields, validate, validates
 
-from baselayer.fields import Flag, Instant, Items, Number, Request, Text, Whole
-from shell_service.schemas import CENTURY, DAY, MOST, NAME, JobLimits, JobLimitsRequest, about, nullable
+from baselayer.fields import Flag, Instant, Items, Number, Request, Text, Whole, about
+from shell_service.schemas import CENTURY, DAY, MOST, NAME, JobLimits, JobLimitsRequest, nullable
 from shell_service.scopes import MEANINGS
 
 MAX_SECRET = 64 * 1024  # bytes

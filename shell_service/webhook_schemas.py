@@ -7,14 +7,10 @@ from urllib.parse import urlsplit
 
 from marshmallow import Schema, ValidationError, fields, post_load, validate
 
-from baselayer.fields import Instant, Items, Request, Text
+from baselayer.fields import Instant, Items, Request, Text, about
 from shell_service.models import FINAL_STATUSES
 
 MAX_TARGETS = 5  # of a job, a script, or a schedule
-
-
-def _about(text: str, example: Any = None) -> dict[str, Any]:
-    return {"description": text} if example is None else {"description": text, "example": example}
 
 
 def _is_address(url: str) -> None:
@@ -39,14 +35,14 @@ class Target(Request):
         high=2000,
         required=True,
         validate=[_is_address],
-        metadata=_about("The address that gets a POST.", "https://example.org/hook"),
+        metadata=about("The address that gets a POST.", "https://example.org/hook"),
     )
     on = Items(
         fields.String(validate=validate.OneOf(FINAL_STATUSES)),
         low=1,
         high=len(FINAL_STATUSES),
         unique=True,
-        metadata=_about("Which ends are told of; all where it is not given.", ["FAILED", "TIMEOUT"]),
+        metadata=about("Which ends are told of; all where it is not given.", ["FAILED", "TIMEOUT"]),
     )
 
     @post_load
@@ -56,31 +52,31 @@ class Target(Request):
 
 def targets(text: str, **options: Any) -> Items:
     """The field ``notify``."""
-    return Items(fields.Nested(Target), high=MAX_TARGETS, metadata=_about(text), **options)
+    return Items(fields.Nested(Target), high=MAX_TARGETS, metadata=about(text), **options)
 
 
 class TargetRecord(Schema):
     """Where a job's end is told of."""
 
-    url = fields.String(metadata=_about("The address."))
-    on = fields.List(fields.String(), metadata=_about("Which ends."))
+    url = fields.String(metadata=about("The address."))
+    on = fields.List(fields.String(), metadata=about("Which ends."))
 
 
 class KeyRecord(Schema):
     """A key that signs deliveries. It is in this answer only."""
 
-    key = fields.String(metadata=_about("The key, as Standard Webhooks has it: `whsec_` and base64."))
+    key = fields.String(metadata=about("The key, as Standard Webhooks has it: `whsec_` and base64."))
 
 
 class DeliveryRecord(Schema):
     """What is told to a webhook of a job's end, and what came of it."""
 
-    id = fields.String(metadata=_about("Its id, as in `webhook-id`: the same at each attempt."))
-    url = fields.String(metadata=_about("Where to."))
-    status = fields.String(metadata=_about("The status that is told of."))
-    attempts = fields.Integer(metadata=_about("How often it was tried."))
-    answer = fields.Integer(allow_none=True, metadata=_about("The HTTP status of the last answer."))
-    problem = fields.String(allow_none=True, metadata=_about("Why it is not delivered, after the last attempt."))
-    created_at = Instant(metadata=_about("When the job ended."))
-    delivered_at = Instant(allow_none=True, metadata=_about("When the other side had it."))
-    next_attempt = Instant(allow_none=True, metadata=_about("When it is tried again; null when that is over."))
+    id = fields.String(metadata=about("Its id, as in `webhook-id`: the same at each attempt."))
+    url = fields.String(metadata=about("Where to."))
+    status = fields.String(metadata=about("The status that is told of."))
+    attempts = fields.Integer(metadata=about("How often it was tried."))
+    answer = fields.Integer(allow_none=True, metadata=about("The HTTP status of the last answer."))
+    problem = fields.String(allow_none=True, metadata=about("Why it is not delivered, after the last attempt."))
+    created_at = Instant(metadata=about("When the job ended."))
+    delivered_at = Instant(allow_none=True, metadata=about("When the other side had it."))
+    next_attempt = Instant(allow_none=True, metadata=about("When it is tried again; null when that is over."))
