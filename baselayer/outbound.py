@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from tornado.httpclient import HTTPClientError, HTTPRequest
+from tornado.httpclient import HTTPClientError, HTTPRequest, HTTPResponse
 from tornado.netutil import DefaultExecutorResolver, Resolver
-from tornado.simple_httpclient import SimpleAsyncHTTPClient
+from tornado.simple_httpclient import HTTPTimeoutError, SimpleAsyncHTTPClient
 
 from baselayer.guard import Guard, Refused
 
@@ -62,27 +62,33 @@ class Poster:
 
         Raises TimeoutError, `Refused`, and OSError for whatever else keeps it from coming there.
         """
-        async with asyncio.timeout(self._timeout):
-            for _ in range(_HOPS + 1):
-                request = HTTPRequest(
-                    url,
-                    "POST",
-                    headers=dict(headers()),
-                    body=content,
-                    follow_redirects=False,
-                    decompress_response=False,
-                    connect_timeout=self._timeout,
-                    request_timeout=self._timeout,
-                )
-                try:
-                    answer = await self._client.fetch(request, raise_error=False)
-                except (HTTPClientError, ValueError) as error:
-                    raise OSError(str(error)) from error
-                if answer.code == 599:
-                    raise answer.error if isinstance(answer.error, OSError) else OSError(str(answer.error))
-                if answer.code not in (307, 308):  # others would make it a GET
-                    return answer.code
-                url = urljoin(url, answer.headers.get("Location", ""))
-                if urlsplit(url).scheme not in ("http", "https"):
-                    raise OSError("it was sent on to another protocol")
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._timeout
+        for _ in range(_HOPS + 1):
+            answer = await self._ask(url, headers(), content, end - loop.time())
+            if answer.code not in (307, 308):  # others would make it a GET
+                return answer.code
+            url = urljoin(url, answer.headers.get("Location", ""))
+            if urlsplit(url).scheme not in ("http", "https"):
+                raise OSError("it was sent on to another protocol")
         raise OSError(f"it was sent on more than {_HOPS} times")
+
+    async def _ask(self, url: str, headers: Mapping[str, str], content: bytes, seconds: float) -> HTTPResponse:
+        if seconds <= 0:
+            raise TimeoutError
+        request = HTTPRequest(
+            url,
+            "POST",
+            headers=dict(headers),
+            body=content,
+            follow_redirects=False,
+            decompress_response=False,
+            connect_timeout=seconds,
+            request_timeout=seconds,
+        )
+        try:
+            return await self._client.fetch(request, raise_error=False)
+        except HTTPTimeoutError as error:
+            raise TimeoutError from error
+        except (HTTPClientError, ValueError) as error:
+            raise OSError(str(error)) from error

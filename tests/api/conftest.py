@@ -14,9 +14,9 @@ from tests.stack import Stack
 
 MAX_OUTPUT = 2**20
 MAX_STREAMS = 20
-MAX_SECRETS = 120
+MAX_SECRETS = 99
 MAX_TOKENS = 100
-MAX_SCHEDULES = 60
+MAX_SCHEDULES = 99
 HOOKS = "127.0.0.9"  # where tests listen, the only address of this machine that may be told
 
 
