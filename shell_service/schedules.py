@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ from shell_service.settings import Jobs
 from shell_service.settings import Schedules as Bounds
 from shell_service.submissions import Archived, Inactive, Limits, NewJob, Overlaps, Stored, Submission
 from shell_service.timetable import Timetable, Unusable
+
+logger = logging.getLogger(__name__)
 
 _AT_ONCE = 500  # schedules that one transaction fires
 _LARGE = 4_000_000  # bytes of scripts after which it takes no more
@@ -349,7 +352,9 @@ def fire(session: Session, limits: Limits, rules: Jobs, grace: float) -> int:
     """
     now = clock(session)
     ids = _due(session, now)
-    fires = _some(_locked(session, ids, now), lambda row: _prepared(row, now, timedelta(seconds=grace), rules))
+    fires = _some(
+        _locked(session, ids, now), lambda row: _prepared_or_paused(row, now, timedelta(seconds=grace), rules)
+    )
     wanted = [item for item in fires if item.job is not None]
     results = submissions.submit([item.submission for item in wanted], limits).on(session) if wanted else []
     for item, result in zip(wanted, results, strict=True):
@@ -467,6 +472,18 @@ def _prepared(row: Row[Any], now: datetime, grace: timedelta, rules: Jobs) -> _F
         except (InvalidRequest, NotAllowed) as error:
             item.values["problem"] = _refused(item.instant, error)
     return item
+
+
+def _prepared_or_paused(row: Row[Any], now: datetime, grace: timedelta, rules: Jobs) -> _Fire:
+    """As `_prepared`; one that fails, as when its time zone is no more, is paused, and keeps no other from firing."""
+    try:
+        return _prepared(row, now, grace, rules)
+    except Exception as error:
+        logger.exception("schedule %d cannot be fired: paused", row.id)
+        kept = ("id", "enabled", "instant", "due_at", "last_instant", "last_job_id", "catching_up")
+        item = _Fire(row, None, {name: getattr(row, name) for name in kept})
+        item.pause(str(error) if isinstance(error, Unusable) else "It cannot be fired; the service's log says why.")
+        return item
 
 
 def _standing(row: Row[Any], table: Timetable, instant: datetime | None) -> dict[str, Any]:

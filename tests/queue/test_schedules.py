@@ -349,6 +349,22 @@ def test_many_at_once_are_fired_in_parts(transact: Transactions, alice: Caller) 
     assert len(fired(transact)) == 9
 
 
+def test_one_that_cannot_be_fired_keeps_no_other_from_it(
+    transact: Transactions, alice: Caller, caplog: pytest.LogCaptureFixture
+) -> None:
+    numbers = [schedule(transact, alice, cron="* * * * *", every=None) for _ in range(3)]
+    transact.sql("UPDATE schedule SET timezone = 'Gone/Zone' WHERE id = :id", id=numbers[0])
+    transact.sql("UPDATE schedule SET parameters = '5' WHERE id = :id", id=numbers[1])
+    for number in numbers:
+        past(transact, number, MINUTE)
+    fire_all(transact)
+    assert [number for number, _ in fired(transact)] == numbers[2:]
+    rows = [row_of(transact, number) for number in numbers]
+    assert [(row.enabled, row.due_at is None) for row in rows] == [(False, True), (False, True), (True, False)]
+    assert "Gone/Zone" in rows[0].problem and "log" in rows[1].problem
+    assert caplog.text.count("cannot be fired: paused") == 2
+
+
 def test_jitter_is_of_the_schedule(transact: Transactions, alice: Caller) -> None:
     numbers = [schedule(transact, alice, every=3600, jitter=1800) for _ in range(5)]
     rows = [row_of(transact, number) for number in numbers]
