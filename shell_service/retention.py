@@ -92,6 +92,7 @@ def remove_some(session: Session, cut: Cut, after: uuid.UUID | None) -> Step:
               DELETE FROM job WHERE id = ANY (ARRAY(SELECT id FROM part)) AND status IS NOT NULL AND NOT pinned
                 AND finished_at <= :ended
               RETURNING id, attempt),
+            told AS (DELETE FROM delivery WHERE job_id IN (SELECT id FROM gone)),
             noted AS (INSERT INTO discarded (job_id, attempt) SELECT id, attempt FROM gone WHERE attempt > 0)
             SELECT (SELECT count(*) FROM gone) AS removed, count(*) AS seen,
               (SELECT id FROM part ORDER BY id DESC LIMIT 1) AS last FROM part

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from sqlalchemy import Select
 from sqlalchemy.orm import Session
 
-from baselayer.errors import ApiError, InvalidRequest
+from baselayer.errors import ApiError, InvalidRequest, NotFound
 from baselayer.handler import Call, Handler
 from shell_service import audit, jobs
 from shell_service.audit import Entry
@@ -137,6 +137,13 @@ def decode_cursor(text: str | None, length: int) -> bytes | None:
             {"cursor": ["Not a cursor."]},
         )
     return value
+
+
+def number_of(text: str) -> int:
+    """The number that is a part of an address. Raises `NotFound` for what is none, as for one that is not there."""
+    if not re.fullmatch(r"\d{1,10}", text, re.ASCII) or not 0 < int(text) < 2**31:
+        raise NotFound
+    return int(text)
 
 
 def job_cursor(text: str | None) -> uuid.UUID | None:

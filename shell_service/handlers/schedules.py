@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from sqlalchemy import Row
@@ -21,7 +20,7 @@ from baselayer.fields import rfc3339
 from baselayer.handler import Call, Route, endpoint
 from shell_service import schedule_schemas, schedules, schemas
 from shell_service.audit import Entry
-from shell_service.handlers.base import AppHandler, decode_cursor, encode_cursor
+from shell_service.handlers.base import AppHandler, decode_cursor, encode_cursor, number_of
 from shell_service.handlers.jobs import SubmitHandler
 from shell_service.schedules import Means
 from shell_service.timetable import zone
@@ -79,7 +78,7 @@ class Schedule(ScheduleHandler):
     @endpoint("schedules:read", answer=schedule_schemas.ScheduleRecord(), errors=[NotFound])
     async def get(self, call: Call, schedule_id: str) -> Any:
         """See a schedule."""
-        return schedules.record(await self.app.database.ask(schedules.find, call.caller, _number(schedule_id)))
+        return schedules.record(await self.app.database.ask(schedules.find, call.caller, number_of(schedule_id)))
 
     @endpoint(
         "schedules:write",
@@ -94,7 +93,7 @@ class Schedule(ScheduleHandler):
         What is not named stays as it is. It goes on from now: what it has fired for is not fired again.
         """
         call.caller.require("scripts:run")
-        what = call.caller, _number(schedule_id), call.body, self.means
+        what = call.caller, number_of(schedule_id), call.body, self.means
         return schedules.record(await self.change(self.said, schedules.change, *what))
 
     @endpoint("schedules:write", answer=schemas.Nothing(), errors=[NotFound], action="schedule.delete")
@@ -103,7 +102,7 @@ class Schedule(ScheduleHandler):
 
         The jobs that it made stay.
         """
-        await self.change(self.said, schedules.remove, call.caller, _number(schedule_id))
+        await self.change(self.said, schedules.remove, call.caller, number_of(schedule_id))
         return {}
 
 
@@ -119,7 +118,7 @@ class Next(ScheduleHandler):
 
         As it would if it is paused and resumed now.
         """
-        row, found = await self.app.database.ask(_coming, call.caller, _number(schedule_id), call.query["count"])
+        row, found = await self.app.database.ask(_coming, call.caller, number_of(schedule_id), call.query["count"])
         place = zone(row.timezone)
         return [{"at": rfc3339(item), "local": item.astimezone(place).isoformat(timespec="seconds")} for item in found]
 
@@ -136,7 +135,7 @@ class Pause(ScheduleHandler):
 
         It does not fire until it is resumed. What it made goes on.
         """
-        return schedules.record(await self.change(self.said, schedules.pause, call.caller, _number(schedule_id)))
+        return schedules.record(await self.change(self.said, schedules.pause, call.caller, number_of(schedule_id)))
 
 
 class Resume(ScheduleHandler):
@@ -152,7 +151,7 @@ class Resume(ScheduleHandler):
         It fires again, from now on: what was missed while it was paused is not made up for.
         """
         call.caller.require("scripts:run")
-        what = call.caller, _number(schedule_id), self.means
+        what = call.caller, number_of(schedule_id), self.means
         return schedules.record(await self.change(self.said, schedules.resume, *what))
 
 
@@ -171,16 +170,10 @@ class RunNow(SubmitHandler, ScheduleHandler):
         Makes the job that it would make at its next time, which stays as it is, paused or not.
         """
         call.caller.require("scripts:run")
-        wait, number = self.wait_of(call), _number(schedule_id)
+        wait, number = self.wait_of(call), number_of(schedule_id)
         found, job, overlap = await self.app.database.run(schedules.run_now, call.caller, number, self.app.rules.jobs)
         entry = self.entry(number, {"script": str(found.name), "version": job.script_version, "job": job.public_id})
         return await self.submit_run(call, job, entry, found, overlap, wait)
-
-
-def _number(text: str) -> int:
-    if not re.fullmatch(r"\d{1,10}", text, re.ASCII) or not 0 < int(text) < 2**31:
-        raise NotFound
-    return int(text)
 
 
 def _coming(session: Session, caller: Caller, number: int, count: int) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import orjson
@@ -14,10 +13,8 @@ from baselayer.handler import STREAMED, Call, Route, endpoint
 from shell_service import schemas, script_schemas, scripts
 from shell_service.audit import Entry
 from shell_service.diff import TooDifferent
-from shell_service.handlers.base import AppHandler, decode_cursor, encode_cursor
+from shell_service.handlers.base import AppHandler, decode_cursor, encode_cursor, number_of
 from shell_service.scripts import Level, Name
-
-_NUMBER = 2**31
 
 
 class ScriptHandler(AppHandler):
@@ -158,7 +155,7 @@ class Version(ScriptHandler):
         Versions never change.
         """
         name = self.name_of(call, script, owner)
-        return await self.app.database.ask(_version, call.caller, name, _number(version))
+        return await self.app.database.ask(_version, call.caller, name, number_of(version))
 
 
 class Diff(ScriptHandler):
@@ -260,19 +257,13 @@ class Share(ScriptHandler):
     )
     async def delete(self, call: Call, script: str, share_id: str, owner: str | None = None) -> Any:
         """Share a script no longer."""
-        name, number = self.name_of(call, script, owner), _number(share_id)
+        name, number = self.name_of(call, script, owner), number_of(share_id)
 
         def said(share: dict[str, Any]) -> Entry:
             return self.entry(name, {key: share[key] for key in ("user", "group", "level") if share[key]})
 
         await self.change(said, scripts.unshare, call.caller, name, number)
         return {}
-
-
-def _number(text: str) -> int:
-    if not re.fullmatch(r"\d{1,10}", text, re.ASCII) or not 0 < int(text) < _NUMBER:
-        raise NotFound
-    return int(text)
 
 
 def _code(version: dict[str, Any]) -> str:

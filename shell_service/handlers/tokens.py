@@ -8,7 +8,7 @@ from baselayer.errors import Conflict, NotAllowed, NotFound
 from baselayer.handler import Call, Route, endpoint
 from shell_service import schemas, tokens, user_schemas
 from shell_service.audit import Entry
-from shell_service.handlers.base import AppHandler, decode_cursor, encode_cursor
+from shell_service.handlers.base import AppHandler, decode_cursor, encode_cursor, number_of
 
 
 class Tokens(AppHandler):
@@ -55,7 +55,7 @@ class OneToken(AppHandler):
 
         It stops working everywhere within a second, on open streams too.
         """
-        number = _number(token_id)
+        number = number_of(token_id)
         await self.change(lambda owner: self.entry(number, {"username": owner}), tokens.revoke, call.caller, number)
         return {}
 
@@ -73,19 +73,13 @@ class RotateToken(AppHandler):
 
         The old one works for another `overlap` seconds.
         """
-        number, overlap = _number(token_id), call.body["overlap"]
+        number, overlap = number_of(token_id), call.body["overlap"]
 
         def entry_of(made: dict[str, Any]) -> Entry:
             return self.entry(number, {"username": made["username"], "token": made["id"], "overlap": overlap})
 
         most = self.app.settings.users.max_tokens
         return await self.change(entry_of, tokens.rotate, call.caller, number, overlap, most)
-
-
-def _number(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 9):
-        raise NotFound
-    return int(text)
 
 
 ROUTES = [

@@ -70,8 +70,10 @@ def test_by_age(transact: Transactions, user: int, monkeypatch: pytest.MonkeyPat
         add(transact, user, 9), add(transact, user), add(transact, user, 30, pinned=True),
         add(transact, user, 40, ended=False),
     ]  # fmt: skip
+    transact.sql("INSERT INTO delivery (id, job_id, user_id, url, status) SELECT id, id, user_id, '', '' FROM job")
     assert retain(transact) == 0
     assert retain(transact, days=9.5) == 7
+    assert {row.job_id for row in transact.sql("SELECT job_id FROM delivery")} == set(kept)
     assert left(transact) == set(kept)
     assert {item.job_id for item in transact(retention.discarded)} <= set(old)
     assert transact.scalar("SELECT count(*) FROM discarded WHERE attempt = 2") == 7
