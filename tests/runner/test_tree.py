@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -63,7 +64,19 @@ def tree(program: str, dots: int) -> Iterator[Tree]:
     with looking(program) as (process, found):
         assert process.stdout
         assert len(process.stdout.read(dots)) == dots
+        # What they touch on their way to sleep is shared by one less, or is new.
+        eventually(lambda: "R" not in states(process.pid))
         yield found
+
+
+def states(pid: int) -> str:
+    """The states of a process and all below it, as in ``/proc/<pid>/stat``; nothing of one that has gone."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return state + "".join(states(int(child)) for child in children)
 
 
 def all_seen(found: Tree, enough: int = 0) -> Usage:
