@@ -87,8 +87,8 @@ db_migrate: $(RUNTIME) ## bring the database to the newest schema
 db_clear: $(RUNTIME) ## delete all jobs, users and tokens (asks first)
 	@$(MANAGE) db_clear $(ARGS)
 
-db_shell: $(RUNTIME) ## open psql on the database
-	@$(MANAGE) db_shell
+db_shell: $(RUNTIME) ## open psql on the database (ARGS=--owner to restore a backup)
+	@$(MANAGE) db_shell $(ARGS)
 
 load_demo_data: $(RUNTIME) ## add demo users, their tokens to .tokens.yaml
 	@$(MANAGE) load_demo_data

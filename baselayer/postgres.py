@@ -47,10 +47,11 @@ def _program_folders() -> list[Path]:
 
 @dataclass(frozen=True)
 class Cluster:
-    """One embedded server: where it keeps data, socket and password, and whose process it is.
+    """One embedded server: where it keeps data, socket and passwords, and whose process it is.
 
-    `name` is both the database and its owner. Where we are root, which PostgreSQL refuses to be, `account` is whose
-    process it is, and `clients` whose the processes are that may reach its socket, besides root's.
+    `name` is both the database and its owner, who may do everything; whoever only works with what is there logs in as
+    `client`, and has a password of his own, beside `password_file`. Where we are root, which PostgreSQL refuses to be,
+    `account` is whose process it is, and `clients` whose the processes are that may reach its socket, besides root's.
     """
 
     name: str
@@ -62,25 +63,39 @@ class Cluster:
 
     @property
     def url(self) -> str:
-        """The address for SQLAlchemy. Contains the password. Raises `PostgresError` before `create`."""
+        """The owner's address for SQLAlchemy. Contains the password. Raises `PostgresError` before `create`."""
         return self.url_of(self.name)
 
+    @property
+    def client(self) -> str:
+        """The role that owns neither the server nor the database."""
+        return f"{self.name}_client"
+
+    @property
+    def client_password_file(self) -> Path:
+        """Where that one's password is."""
+        return self.password_file.with_name(f"{self.password_file.name}_client")
+
+    @property
+    def client_url(self) -> str:
+        """The clients' address for SQLAlchemy. Contains the password. Raises `PostgresError` before `create`."""
+        return self._address(self.client, self.client_password_file, self.name)
+
     def url_of(self, database: str) -> str:
-        """The address of another database of this server."""
-        try:
-            password = self.password_file.read_text().strip()
-        except OSError as error:
-            raise PostgresError(f"cannot read {self.password_file} ({error.strerror}): run `make db_init`") from error
-        host = quote(str(self.sockets), safe="/")
-        return f"postgresql+psycopg2://{self.name}:{quote(password, safe='')}@/{quote(database)}?host={host}"
+        """The owner's address of another database of this server."""
+        return self._address(self.name, self.password_file, database)
+
+    def _address(self, role: str, password_file: Path, database: str) -> str:
+        password, host = _password(password_file), quote(str(self.sockets), safe="/")
+        return f"postgresql+psycopg2://{role}:{quote(password, safe='')}@/{quote(database)}?host={host}"
 
     def create(self) -> bool:
-        """Make password, data folder, role and database where they are missing; true when anything was made.
+        """Make passwords, data folder, roles and database where they are missing; true when anything was made.
 
         The data folder appears complete or not at all, so a start that was cut short is simply repeated. It is also
         given to `account` again when it belongs to somebody else, as after a change from root to an ordinary user.
         """
-        self.make_password()
+        self.make_passwords()
         self.sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.account is not None:
             _chown_tree(self.sockets, Account(self.account.uid, (self.clients or self.account).gid))
@@ -146,21 +161,23 @@ class Cluster:
             stdout=log, stderr=log, start_new_session=True, preexec_fn=self.enter,
         )  # fmt: skip
 
-    def make_password(self) -> None:
-        """A generated password, 0600: it works for a uid without a name on this host, which peer authentication does
-        not, and unlike trust it does not let in whoever only gets hold of the socket."""
-        if self.password_file.exists():
-            return
-        self.password_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        scratch = self.password_file.with_suffix(f".{os.getpid()}")
-        with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_urlsafe(32) + "\n")
-        try:
-            os.link(scratch, self.password_file)  # unlike a rename never replaces the one another process made
-        except FileExistsError:
-            pass
-        finally:
-            scratch.unlink()
+    def make_passwords(self) -> None:
+        """Generated passwords, 0600: they work for a uid without a name on this host, which peer authentication does
+        not, and unlike trust they do not let in whoever only gets hold of the socket."""
+        for file in (self.password_file, self.client_password_file):
+            _make_password(file)
+
+    def client_statements(self) -> list[str]:
+        """What makes the clients' role where there is none, and gives it the password of its file; for the owner."""
+        verifier = _scram_verifier(_password(self.client_password_file))
+        return [
+            f"DO $$ BEGIN CREATE ROLE {self.client} LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$;",
+            f"ALTER ROLE {self.client} PASSWORD '{verifier}';",
+            # And also in the details of an error, such as "Failing row contains ...".
+            f"ALTER ROLE {self.client} SET log_error_verbosity = terse;",
+            # It makes nothing, nor in a place of its own for as long as it is connected: no code that others might run.
+            f"REVOKE TEMPORARY ON DATABASE {self.name} FROM PUBLIC;",
+        ]
 
     def _initialise(self) -> None:
         scratch = self.data.with_name(f"{self.data.name}.new")
@@ -180,17 +197,17 @@ class Cluster:
             scratch,
             maker,
         )
-        verifier = _scram_verifier(self.password_file.read_text().strip())
+        verifier = _scram_verifier(_password(self.password_file))
         statements = [
             f"ALTER ROLE {self.name} PASSWORD '{verifier}';",
-            # And also in the details of an error, such as "Failing row contains ...".
-            f"ALTER ROLE {self.name} SET log_error_verbosity = terse;",
+            f"ALTER ROLE {self.name} SET log_error_verbosity = terse;",  # as for the clients
             f"CREATE DATABASE {self.name};",
+            *self.client_statements(),
         ]
         single = [str(binaries() / "postgres"), "--single", "-D", str(scratch), "postgres"]
         self._run(single, scratch, maker, "\n".join(statements) + "\n")
         (scratch / "pg_hba.conf").write_text(
-            "# The socket only, with the password of data_dir/secrets.\nlocal all all scram-sha-256\n"
+            "# The socket only, with the passwords of data_dir/secrets.\nlocal all all scram-sha-256\n"
         )
         self._own(scratch)
         scratch.rename(self.data)
@@ -216,16 +233,16 @@ class Cluster:
             _chown_tree(path, self.account)
 
 
-def database_url(url: str, embedded: Cluster) -> str:
-    """The address for SQLAlchemy of what `database.url` says: ``embedded``, or the URL of a server.
+def database_url(url: str, embedded: Cluster, key: str = "database.url") -> str:
+    """The address for SQLAlchemy of what the setting `key` says: ``embedded``, or the URL of a server.
 
     Raises `PostgresError` when the embedded server was never prepared, and for a URL of another database.
     """
     if url == "embedded":
-        return embedded.url
+        return embedded.client_url
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in {"postgresql", "postgres", "postgresql+psycopg2"}:
-        raise PostgresError("database.url is neither `embedded` nor a URL that starts with postgresql://")
+        raise PostgresError(f"{key} is neither `embedded` nor a URL that starts with postgresql://")
     return f"postgresql+psycopg2://{rest}"
 
 
@@ -233,6 +250,28 @@ def paths_in(url: str) -> list[Path]:
     """Sockets, certificates and the like that `url` names and that are there."""
     values = (value for _, value in parse_qsl(urlsplit(url).query))
     return [path for value in values if value.startswith("/") and (path := Path(value)).exists()]
+
+
+def _password(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except OSError as error:
+        raise PostgresError(f"cannot read {file} ({error.strerror}): run `make db_init`") from error
+
+
+def _make_password(file: Path) -> None:
+    if file.exists():
+        return
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    scratch = file.with_suffix(f".{os.getpid()}")
+    with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
+        opened.write(secrets.token_urlsafe(32) + "\n")
+    try:
+        os.link(scratch, file)  # unlike a rename never replaces the one another process made
+    except FileExistsError:
+        pass
+    finally:
+        scratch.unlink()
 
 
 def _chown_tree(path: Path, account: Account) -> None:

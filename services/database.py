@@ -20,9 +20,10 @@ from baselayer import postgres
 from baselayer.errors import Conflict
 from services import layout, run
 from services.errors import OperatorError
-from services.migrate.__main__ import OLDEST, check, migrate, wait_until_up
+from services.migrate.__main__ import OLDEST, admit, answers, check, migrate, unpooled, wait_until_up
 from shell_service import migrations, provision, retention, seals, secrets
 from shell_service.limits import said
+from shell_service.migrations import ownership
 from shell_service.secrets import Keyring
 from shell_service.settings import Settings
 
@@ -34,7 +35,7 @@ class DatabaseError(OperatorError):
 
 
 def initialise(settings: Settings, say: Callable[[str], None], admin_url: str = "") -> None:
-    """Make the database, and on a server of yours its role too when `admin_url` belongs to somebody who may.
+    """Make the database, and on a server of yours its roles too when `admin_url` belongs to somebody who may.
 
     Raises `DatabaseError` with a diagnosis.
     """
@@ -43,23 +44,45 @@ def initialise(settings: Settings, say: Callable[[str], None], admin_url: str = 
         made = settings.cluster.create()
         say(f"[check] {place(settings)}: {'made' if made else 'is there'}")
         return
-    url = make_url(settings.database_url)
-    error = _refusal(url)
+    url, owner = make_url(settings.database_url), make_url(settings.owner_url)
+    error = _obstacle(url, owner)
     if error is None:
-        _check(url)
+        _check(owner)
         say(f"[check] database {url.database}: is there, and {url.username or 'the default user'} may use it")
         return
     try:
-        creator = make_url(postgres.database_url(admin_url, settings.cluster)) if admin_url else url
-        _create(creator, url)
+        creator = make_url(postgres.database_url(admin_url, settings.cluster, "--admin-url")) if admin_url else owner
+        _create(creator, url, owner)
     except sqlalchemy.exc.SQLAlchemyError as second:
-        raise DatabaseError(_diagnosis(url, error, str(getattr(second, "orig", second)).strip())) from second
-    _check(url)
+        raise DatabaseError(_diagnosis(url, owner, error, str(getattr(second, "orig", second)).strip())) from second
+    if error := _obstacle(url, owner):
+        raise DatabaseError(_diagnosis(url, owner, error, "nothing more to do with these rights"))
+    _check(owner)
     say(f"[check] database {url.database}: made")
 
 
+def _obstacle(url: URL, owner: URL) -> str | None:
+    """What keeps the two roles, which may be one, from being what they are to be; None where nothing does."""
+    if error := _refusal(owner) or _refusal(url):
+        return error
+    with unpooled(url).connect() as services, unpooled(owner).connect() as connection:
+        service = services.scalar(text("SELECT current_user"))
+        me, owns, acts, is_reached = connection.execute(
+            text(
+                "SELECT current_user, pg_has_role(datdba, 'USAGE'), pg_has_role(:service, 'USAGE'),"
+                " pg_has_role(:service, datdba, 'MEMBER') FROM pg_database WHERE datname = current_database()"
+            ),
+            {"service": service},
+        ).one()
+    if me == service:
+        return None
+    if not owns or is_reached:
+        return f"the database does not belong to {me}, or {service} can act for its owner"
+    return None if acts else f"{service} is not granted to {me}, who is to give it its tables"
+
+
 def _check(url: URL) -> None:
-    with sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool).connect() as connection:
+    with unpooled(url).connect() as connection:
         check(connection)
 
 
@@ -82,52 +105,79 @@ def _refusal(url: URL) -> str | None:
     return None
 
 
-def _create(creator: URL, url: URL) -> None:
+def _create(creator: URL, url: URL, owner: URL) -> None:
+    """Make what is missing of roles and database, and the database its owner's; what is there stays."""
     engine = sqlalchemy.create_engine(
         creator.set(database="postgres"), isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool
     )
     quote = engine.dialect.identifier_preparer.quote_identifier
     with engine.connect() as connection:
-        known = connection.scalar(text("SELECT 1 FROM pg_roles WHERE rolname = :name"), {"name": url.username})
-        if url.username and not known:
-            literal = connection.scalar(text("SELECT quote_literal(:password)"), {"password": url.password or ""})
-            connection.exec_driver_sql(f"CREATE ROLE {quote(url.username)} LOGIN PASSWORD {literal}".replace("%", "%%"))
+        for role in dict.fromkeys((owner, url)):
+            _create_role(connection, role)
+        holder = f" OWNER {quote(owner.username)}" if owner.username else ""
         if not connection.scalar(text("SELECT 1 FROM pg_database WHERE datname = :name"), {"name": url.database}):
-            owner = f" OWNER {quote(url.username)}" if url.username else ""
             # template1 may have another encoding, and objects of its own.
             kind = "TEMPLATE template0 ENCODING 'UTF8'"
-            connection.exec_driver_sql(f"CREATE DATABASE {quote(url.database or '')}{owner} {kind}")
+            connection.exec_driver_sql(f"CREATE DATABASE {quote(url.database or '')}{holder} {kind}")
+    if not (owner.username and url.username) or owner.username == url.username:
+        return
+    with unpooled(creator.set(database=url.database)).begin() as connection:
+        me = quote(owner.username)
+        connection.exec_driver_sql(f"GRANT {quote(url.username)} TO {me}")
+        connection.exec_driver_sql(f"ALTER DATABASE {quote(url.database or '')} OWNER TO {me}")
+        # Of databases that were made before PostgreSQL 15 the schema is another's, and everybody may make things in it.
+        if connection.scalar(
+            text("SELECT pg_get_userbyid(nspowner) <> 'pg_database_owner' FROM pg_namespace WHERE nspname = 'public'")
+        ):
+            connection.exec_driver_sql(f"ALTER SCHEMA public OWNER TO {me}")
+            connection.exec_driver_sql("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
 
 
-def _diagnosis(url: URL, first: str, second: str) -> str:
+def _create_role(connection: sqlalchemy.Connection, url: URL) -> None:
+    known = connection.scalar(text("SELECT 1 FROM pg_roles WHERE rolname = :name"), {"name": url.username})
+    if url.username and not known:
+        quote = connection.dialect.identifier_preparer.quote_identifier
+        literal = connection.scalar(text("SELECT quote_literal(:password)"), {"password": url.password or ""})
+        connection.exec_driver_sql(f"CREATE ROLE {quote(url.username)} LOGIN PASSWORD {literal}".replace("%", "%%"))
+
+
+def _diagnosis(url: URL, owner: URL, first: str, second: str) -> str:
+    is_one = owner.username == url.username
+    grant = "" if is_one else f"       GRANT {url.username} TO {owner.username};\n"
+    roles = "".join(
+        f"       CREATE ROLE {role} LOGIN PASSWORD '...';\n" for role in {owner.username: 0, url.username: 0}
+    )
+    keys = "database.url" if is_one else "database.url and database.owner_url"
     return (
-        f"cannot use {_place(url)} as {url.username}\n"
+        f"cannot use {_place(url)} as {url.username if is_one else f'{url.username} and {owner.username}'}\n"
         f"  connecting to it:  {first}\n"
         f"  making it:         {second}\n"
         "Check that\n"
         f"  1. PostgreSQL {OLDEST} or later runs there;\n"
-        "  2. user and password in database.url are right, and pg_hba.conf lets them in from here;\n"
-        "  3. role and database exist. Somebody who may can make them with\n"
-        f"       CREATE ROLE {url.username} LOGIN PASSWORD '...';\n"
-        f"       CREATE DATABASE {url.database} OWNER {url.username} TEMPLATE template0 ENCODING 'UTF8';\n"
+        f"  2. users and passwords in {keys} are right, and pg_hba.conf lets them in from here;\n"
+        "  3. roles and database exist. Somebody who may can make them with\n"
+        f"{roles}{grant}"
+        f"       CREATE DATABASE {url.database} OWNER {owner.username} TEMPLATE template0 ENCODING 'UTF8';\n"
         '     or let this do it: make db_init ARGS="--admin-url postgresql://postgres:...@host/postgres"'
     )
 
 
 @contextmanager
 def served(settings: Settings) -> Iterator[None]:
-    """Within the block the database answers: an embedded one that does not run yet is started for as long.
+    """Within the block the database lets in both roles: an embedded one that does not run yet is started for as long.
 
     Raises `DatabaseError` when one of yours does not answer.
     """
     layout.prepare_folders(settings)
     if settings.database.url != "embedded":
-        if error := _refusal(make_url(settings.database_url)):
-            raise DatabaseError(f"cannot use {place(settings)}: {error}\n`make db_init` says what to do")
+        for url in dict.fromkeys((settings.owner_url, settings.database_url)):
+            if error := _refusal(make_url(url)):
+                raise DatabaseError(f"cannot use {place(settings)}: {error}\n`make db_init` says what to do")
         yield
         return
     settings.cluster.create()
-    if _refusal(make_url(settings.database_url)) is None:
+    if answers(settings.owner_url):
+        admit(settings)
         yield
         return
     with run.alone(settings), _started(settings):
@@ -141,7 +191,8 @@ def _started(settings: Settings) -> Iterator[None]:
     with (settings.log_dir / "postgres.log").open("ab") as log:
         server = settings.cluster.start(settings.max_connections, settings.database.shared_buffers, log)
         try:
-            wait_until_up(settings.database_url, START_SECONDS)
+            wait_until_up(settings.owner_url, START_SECONDS)
+            admit(settings)
             yield
         finally:
             server.send_signal(signal.SIGINT)
@@ -168,8 +219,7 @@ def clear(settings: Settings, say: Callable[[str], None], is_sure: Callable[[str
         if settings.database.url == "embedded":
             shutil.rmtree(settings.postgres_dir, ignore_errors=True)
         else:
-            engine = sqlalchemy.create_engine(settings.database_url, poolclass=sqlalchemy.NullPool)
-            with served(settings), engine.connect() as connection:
+            with served(settings), unpooled(settings.owner_url).connect() as connection:
                 migrations.remove(connection)  # our tables only: others may live in that database
         shutil.rmtree(settings.output_dir, ignore_errors=True)
         shutil.rmtree(settings.data_dir / "runner", ignore_errors=True)  # journals about jobs that are no more
@@ -178,12 +228,15 @@ def clear(settings: Settings, say: Callable[[str], None], is_sure: Callable[[str
     say("[check] database, output and tokens are gone; the next start makes new ones")
 
 
-def shell(settings: Settings) -> int:
-    """psql on the database, for as long as the person likes; returns its exit status."""
+def shell(settings: Settings, as_owner: bool) -> int:
+    """psql on the database, for as long as the person likes; returns its exit status.
+
+    As the role of the services, or `as_owner`: that one may do everything, as it takes to restore a backup.
+    """
     wheel = postgres.binaries() / "psql" if settings.database.url == "embedded" else None
     psql = str(wheel or shutil.which("psql") or postgres.binaries() / "psql")
     with served(settings):
-        url = make_url(settings.database_url)
+        url = make_url(settings.owner_url if as_owner else settings.database_url)
         plain = url.set(drivername="postgresql")._replace(password=None).render_as_string()
         # Not in arguments or environment, which others can read.
         with tempfile.NamedTemporaryFile("w", dir=settings.secrets_dir, prefix=".pgpass-") as file:
@@ -197,7 +250,7 @@ def load_demo_data(settings: Settings, say: Callable[[str], None]) -> None:
     """Add demo users, and their tokens to the tokens file."""
     with served(settings):
         migrate(settings)
-        engine = sqlalchemy.create_engine(settings.database_url, poolclass=sqlalchemy.NullPool)
+        engine = unpooled(settings.database_url)
         try:
             made = provision.demo_data(engine, settings.tokens_file, alone=settings.sandbox.mode == "none")
         except Conflict as error:
@@ -210,7 +263,7 @@ def show_retention(settings: Settings, say: Callable[[str], None]) -> None:
     """Print what each user keeps, and what of it would go now."""
     options = settings.retention
     with served(settings):
-        engine = sqlalchemy.create_engine(settings.database_url, poolclass=sqlalchemy.NullPool)
+        engine = unpooled(settings.database_url)
         with Session(engine) as session:
             rows = retention.outlook(session, options)
     days = f"{options.job_days:g} days" if options.job_days else "for ever"
@@ -230,7 +283,7 @@ def verify_audit(settings: Settings, say: Callable[[str], None], head: str) -> b
     """Hold the audit log against its seals; whether it is as it was, and has the seal `head` where one is given."""
     good, last, found = True, None, not head
     with served(settings):
-        engine = sqlalchemy.create_engine(settings.database_url, poolclass=sqlalchemy.NullPool)
+        engine = unpooled(settings.database_url)
         with Session(engine) as session:
             for verdict in seals.verify(session):
                 last = verdict
@@ -239,6 +292,7 @@ def verify_audit(settings: Settings, say: Callable[[str], None], head: str) -> b
                     good = False
                     say(f"seal {verdict.number}, up to entry {verdict.last_id}: {verdict.problem}")
             left = seals.unsealed(session)
+            gap = ownership.gap(session.connection())
     if not found:
         say(f"no seal has the digest {head}: seals are gone, or it is another log's")
     if last is None:
@@ -246,6 +300,8 @@ def verify_audit(settings: Settings, say: Callable[[str], None], head: str) -> b
     else:
         say(f"[check] {last.number} seals, up to entry {last.last_id}; entries after it, not sealed yet: {left}")
         say(f"[check] the last digest, to be kept elsewhere: {last.digest}")
+    if gap:
+        say(f"[check] only triggers keep it as it is: the role of database.url {gap}")
     say("[check] the log is as it was" if good and found else "the log is NOT as it was")
     return good and found
 
@@ -255,7 +311,7 @@ def rotate_secrets_key(settings: Settings, say: Callable[[str], None]) -> None:
     layout.prepare_folders(settings)
     with run.alone(settings), _started(settings) if settings.database.url == "embedded" else served(settings):
         migrate(settings)
-        engine = sqlalchemy.create_engine(settings.database_url, poolclass=sqlalchemy.NullPool)
+        engine = unpooled(settings.database_url)
         Keyring.of(settings.secrets_key)
         sealed, broken = secrets.rotate(engine, settings.secrets_key)
     say(f"[check] {sealed} secrets are sealed with a new key, in {run.short(settings.secrets_key)}")

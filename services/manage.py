@@ -172,12 +172,13 @@ def db_clear(chosen: Chosen, yes: bool) -> None:
 
 
 @main.command("db_shell")
+@click.option("--owner", is_flag=True, help="As the role that owns the schema, which may do everything.")
 @click.pass_obj
-def db_shell(chosen: Chosen) -> None:
-    """Open psql on the database."""
+def db_shell(chosen: Chosen, owner: bool) -> None:
+    """Open psql on the database, as the role of the services."""
     from services import database
 
-    sys.exit(database.shell(chosen.settings))
+    sys.exit(database.shell(chosen.settings, owner))
 
 
 @main.command("load_demo_data")

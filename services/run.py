@@ -230,7 +230,7 @@ def run(settings: Settings, overlay: Path | None, say: Callable[[str], None]) ->
     """
     layout.prepare_folders(settings)
     if settings.database.url == "embedded":
-        settings.cluster.make_password()  # before anybody asks for it: all services start at once
+        settings.cluster.make_passwords()  # before anybody asks for it: all services start at once
     with alone(settings):
         if count := end_leftovers(settings):
             say(f"[check] ended {count} processes that an earlier start had left")

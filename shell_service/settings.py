@@ -44,6 +44,7 @@ class Server:
 @dataclass(frozen=True)
 class Database:
     url: str
+    owner_url: str
     pool_size: int
     pool_timeout: float
     statement_timeout: float
@@ -289,8 +290,20 @@ class Settings:
 
     @property
     def database_url(self) -> str:
-        """The database's address for SQLAlchemy; contains a password. Raises `baselayer.postgres.PostgresError`."""
+        """The address for SQLAlchemy that the services use; contains a password.
+
+        Raises `baselayer.postgres.PostgresError`.
+        """
         return postgres.database_url(self.database.url, self.cluster)
+
+    @property
+    def owner_url(self) -> str:
+        """As `database_url`, of the role that owns the schema and migrates; that one's too where there is no other."""
+        if self.database.url == "embedded":
+            return self.cluster.url
+        if not self.database.owner_url:
+            return self.database_url
+        return postgres.database_url(self.database.owner_url, self.cluster, "database.owner_url")
 
     @property
     def max_connections(self) -> int:
@@ -361,6 +374,8 @@ def _check_ranges(settings: Settings) -> None:
     for key, (found, low, high) in within.items():
         if not low <= found <= high:
             raise ConfigError(f"{key} is {found}; expected {low} to {high}")
+    if settings.database.owner_url and "embedded" in (settings.database.url, settings.database.owner_url):
+        raise ConfigError("database.owner_url is for a server of yours: the embedded one has an owner of its own")
     if bool(settings.server.tls.certificate) != bool(settings.server.tls.key):
         raise ConfigError("server.tls needs both certificate and key, or neither")
     try:

@@ -94,7 +94,7 @@ async def run(bench: Bench) -> list[Row]:
 
 def fill(settings: Settings, finished: int, pending: int) -> None:
     """Put jobs of the past and of the future straight into the database."""
-    address = sqlalchemy.make_url(settings.database_url).set(drivername="postgresql")
+    address = sqlalchemy.make_url(settings.owner_url).set(drivername="postgresql")
     now = time.time_ns() // 1_000_000
     figures = {
         "users": USERS, "finished": finished, "pending": pending, "now": now, "span": DAYS * 86_400_000,

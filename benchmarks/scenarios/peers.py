@@ -55,7 +55,7 @@ async def run(bench: Bench) -> list[Row]:
 
 def database(bench: Bench) -> str:
     """A database for Procrastinate, on the server of the service."""
-    url = sqlalchemy.make_url(bench.stack.settings.database_url).set(drivername="postgresql")
+    url = sqlalchemy.make_url(bench.stack.settings.owner_url).set(drivername="postgresql")
     connection = psycopg2.connect(url.render_as_string(hide_password=False))
     connection.autocommit = True
     with connection.cursor() as cursor:

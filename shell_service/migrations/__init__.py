@@ -8,10 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import sqlalchemy
 from sqlalchemy import Connection, text
 
-from shell_service.migrations import functions
+from shell_service.migrations import functions, ownership
 
 if TYPE_CHECKING:
     import alembic.config
@@ -31,8 +30,8 @@ def alembic_config(connection: Connection | None = None) -> alembic.config.Confi
 
 
 def current(connection: Connection) -> str | None:
-    """The version of the database, or None when it is empty."""
-    if not sqlalchemy.inspect(connection).has_table("alembic_version"):
+    """The version of the database, or None when it is empty, or the connection's role may not read it yet."""
+    if not connection.scalar(text("SELECT has_table_privilege(to_regclass('alembic_version'), 'SELECT')")):
         return None
     version: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
     return version
@@ -53,16 +52,24 @@ def remove(connection: Connection) -> None:
     connection.commit()
 
 
-def upgrade(connection: Connection) -> None:
-    """Bring the database to `HEAD`; of several that try at once, one does it and the others wait."""
+def upgrade(connection: Connection, service: str | None = None) -> None:
+    """Bring the database to `HEAD`; of several that try at once, one does it and the others wait.
+
+    Where the services log in with another role than the connection's, `service`, what is theirs becomes theirs, in the
+    same transaction (see `ownership`). Raises `ownership.OwnershipError` where that cannot be.
+    """
     import alembic.command
 
     connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
     try:
+        if service:
+            ownership.check(connection, service)
         if not is_current(connection):
-            connection.commit()
             alembic.command.upgrade(alembic_config(connection), "head")
+        if service:
+            ownership.settle(connection, service)
         connection.commit()
     finally:
+        connection.rollback()
         connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _LOCK})
         connection.commit()

@@ -79,7 +79,7 @@ def wire(stack: Stack) -> Wire:
 @pytest.fixture(scope="session")
 def database(stack: Stack) -> Iterator[Transactions]:
     """The service's database, for those who look behind its answers."""
-    url = sqlalchemy.make_url(stack.settings.database_url).set(drivername="postgresql+psycopg2")
+    url = sqlalchemy.make_url(stack.settings.owner_url).set(drivername="postgresql+psycopg2")
     engine = sqlalchemy.create_engine(url)
     yield Transactions(engine)
     engine.dispose()

@@ -80,7 +80,7 @@ def test_every_process_killed_under_load() -> None:
         "server": {"drain_seconds": 1},
     }
     with Stack(**overrides) as stack:
-        transact = Transactions(sqlalchemy.create_engine(stack.settings.database_url, pool_pre_ping=True))
+        transact = Transactions(sqlalchemy.create_engine(stack.settings.owner_url, pool_pre_ping=True))
         install_witness(transact)
         ledger = Ledger(stack)
 

@@ -20,8 +20,11 @@ from sqlalchemy import text
 from baselayer import privilege, processes
 from baselayer.postgres import Cluster, PostgresError, database_url
 from baselayer.privilege import Account
-from services.database import DatabaseError, initialise
-from services.migrate.__main__ import wait_until_up
+from services.database import DatabaseError, initialise, migrate_now
+from services.database import served as served_for
+from services.migrate.__main__ import unpooled, wait_until_up
+from shell_service import migrations
+from shell_service.migrations import ownership
 from shell_service.settings import ROOT
 from tests.stack import write_config
 
@@ -92,12 +95,13 @@ def test_is_never_root_and_listens_only_on_its_socket(cluster: Cluster) -> None:
 
 
 def test_secrets_and_data_are_private(cluster: Cluster) -> None:
-    assert stat.S_IMODE(cluster.password_file.stat().st_mode) == 0o600
+    files = cluster.password_file, cluster.client_password_file
+    assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o600, 0o600]
     assert stat.S_IMODE(cluster.data.stat().st_mode) == 0o700
     assert stat.S_IMODE(cluster.sockets.stat().st_mode) == 0o700
     with served(cluster) as server:
         words = Path(f"/proc/{server.pid}/cmdline").read_bytes() + Path(f"/proc/{server.pid}/environ").read_bytes()
-        assert cluster.password_file.read_bytes().strip() not in words
+        assert not [file for file in files if file.read_bytes().strip() in words]
 
 
 def test_its_log_tells_what_went_wrong_but_not_with_what(cluster: Cluster) -> None:
@@ -222,6 +226,39 @@ def test_a_number_that_changed_hands_is_left_alone() -> None:
     assert me is not None
     other = processes.Process(me.pid, me.parent, me.start - 1, me.name)
     processes.end([other], 0)
+
+
+def test_a_cluster_without_the_clients_role_gets_it(tmp_path: Path) -> None:
+    """As one that was made when there was only the owner; and where the password was lost."""
+    settings = write_config(tmp_path / "config.yaml", tmp_path / "data")
+    migrate_now(settings, print)
+    cluster = settings.cluster
+    with served_for(settings):
+        for statement in ("REASSIGN OWNED BY {} TO CURRENT_USER", "DROP OWNED BY {}", "DROP ROLE {}"):
+            ask(cluster.url, statement.format(cluster.client))
+        assert ask(cluster.url, "SELECT count(DISTINCT relowner) FROM pg_class") == 1
+        entries = ask(cluster.url, "SELECT count(*) FROM audit")
+    for _ in range(2):
+        cluster.client_password_file.unlink()
+        migrate_now(settings, print)
+        with served_for(settings), unpooled(settings.database_url).connect() as connection:
+            assert connection.scalar(text("SELECT current_user")) == cluster.client
+            assert connection.scalar(text("SELECT count(*) FROM audit")) == entries
+            assert migrations.is_current(connection) and ownership.gap(connection) is None
+            with pytest.raises(sqlalchemy.exc.ProgrammingError, match="must be owner of table audit"):
+                connection.execute(text("ALTER TABLE audit DISABLE TRIGGER ALL"))
+
+
+def test_clients_make_nothing(cluster: Cluster) -> None:
+    with served(cluster):
+        for statement in (
+            "CREATE TABLE x (y int)", "CREATE TEMPORARY TABLE x (y int)", "CREATE SCHEMA x", "CREATE ROLE x",
+            "CREATE FUNCTION pg_temp.x() RETURNS int LANGUAGE sql AS 'SELECT 1'", "SET log_error_verbosity = verbose",
+            "COPY (SELECT 1) TO PROGRAM 'true'", "SELECT pg_read_file('PG_VERSION')",
+        ):  # fmt: skip
+            with pytest.raises(sqlalchemy.exc.ProgrammingError, match="permission denied"):
+                ask(cluster.client_url, statement)
+        assert ask(cluster.client_url, "SHOW log_error_verbosity") == "terse"
 
 
 def test_db_init_makes_role_and_database_on_a_server_of_yours(cluster: Cluster, tmp_path: Path) -> None:

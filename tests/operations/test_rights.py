@@ -6,10 +6,12 @@ import os
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -24,7 +26,7 @@ from services import layout
 from services.runner.__main__ import RIGHTS
 from shell_service.output import OutputStore
 from shell_service.sandbox import kill_leftover
-from shell_service.settings import Settings
+from shell_service.settings import ROOT, Settings
 from tests.operations.test_postgres import in_child
 from tests.sandbox import support
 from tests.stack import Stack, write_config
@@ -211,7 +213,8 @@ def test_the_service_s_account_gets_at_what_it_needs_and_at_nothing_else(stack: 
         for path in (output, output.parent / "new", settings.run_dir / "new", settings.log_dir / "app_00.log"):
             refused(lambda path=path: path.open("a"))  # type: ignore[misc]
         for path in (
-            *(settings.cluster.password_file, settings.tokens_file, settings.postgres_dir / "PG_VERSION"),
+            *(settings.cluster.password_file, settings.cluster.client_password_file, settings.tokens_file),
+            settings.postgres_dir / "PG_VERSION",
             *(settings.run_dir / "supervisord.conf", settings.run_dir / "nginx.conf", settings.log_dir / "nginx.log"),
             *(settings.data_dir / "runner" / "runner_00" / "journal", Path("/proc/1/environ")),
         ):
@@ -221,6 +224,23 @@ def test_the_service_s_account_gets_at_what_it_needs_and_at_nothing_else(stack: 
         psycopg2.connect(url.replace("+psycopg2", "")).close()
 
     in_child(work)
+
+
+def test_no_service_is_the_owner_of_the_database(stack: Stack) -> None:
+    """All that are connected are of the role that can only add to the audit log."""
+    with closing(psycopg2.connect(stack.settings.owner_url.replace("+psycopg2", ""))) as connection:
+        cursor = connection.cursor()
+        cursor.execute(
+            "SELECT usename, count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+            " AND pid <> pg_backend_pid() GROUP BY 1"
+        )
+        ((role, count),) = cursor.fetchall()
+    assert role == stack.settings.cluster.client and count >= 5
+    shown = subprocess.run(
+        [sys.executable, "-m", "services.manage", "--config", str(stack.config), "audit_verify"],
+        cwd=ROOT, text=True, capture_output=True, timeout=60, check=True,
+    ).stdout  # fmt: skip
+    assert "the log is as it was" in shown and "only triggers" not in shown
 
 
 @as_root
@@ -252,7 +272,7 @@ def connect(path: Path) -> None:
 
 def test_no_secret_is_in_an_environment_or_in_arguments(stack: Stack) -> None:
     files = {path.name: path.read_bytes().split() for path in stack.settings.secrets_dir.iterdir()}
-    assert {"postgres_password", "secrets.key"} <= files.keys()
+    assert {"postgres_password", "postgres_password_client", "secrets.key"} <= files.keys()
     secrets = [*(word for words in files.values() for word in words), stack.admin_token.encode()]
     assert all(len(secret) > 20 for secret in secrets)
     ours = Process(stack.pid).below()

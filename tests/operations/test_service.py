@@ -60,7 +60,9 @@ def test_says_five_lines_and_no_secret(stack: Stack) -> None:
     assert "Ctrl-C" in lines[4]
     printed = stack.printed.read_text() + "".join(path.read_text() for path in stack.settings.log_dir.iterdir())
     assert stack.admin_token not in printed
-    assert stack.settings.cluster.password_file.read_text().strip() not in printed
+    cluster = stack.settings.cluster
+    for file in (cluster.password_file, cluster.client_password_file):
+        assert file.read_text().strip() not in printed
 
 
 def test_everything_private_is(stack: Stack) -> None:
@@ -138,14 +140,17 @@ def test_the_verbs_that_look(stack: Stack) -> None:
         cwd=ROOT, text=True, capture_output=True, input="status\nexit\n", timeout=60, check=False,
     )  # fmt: skip
     assert re.search(r"app:app_00 +RUNNING", done.stdout)
-    done = subprocess.run(
-        [sys.executable, "-m", "services.manage", "--config", str(stack.config), "db_shell"],
-        cwd=ROOT, text=True, capture_output=True, timeout=60, check=False,
-        input='SELECT count(*) FROM "user";\n\\! cat /proc/$PPID/environ /proc/$PPID/cmdline\n',
-    )  # fmt: skip
-    assert "(1 row)" in done.stdout, done.stderr
-    assert "PGPASSFILE" in done.stdout
-    assert stack.settings.cluster.password_file.read_text().strip() not in done.stdout
+    cluster = stack.settings.cluster
+    roles = {cluster.client: ([], cluster.client_password_file), cluster.name: (["--owner"], cluster.password_file)}
+    for role, (options, password_file) in roles.items():
+        done = subprocess.run(
+            [sys.executable, "-m", "services.manage", "--config", str(stack.config), "db_shell", *options],
+            cwd=ROOT, text=True, capture_output=True, timeout=60, check=False,
+            input='SELECT current_user FROM "user";\n\\! cat /proc/$PPID/environ /proc/$PPID/cmdline\n',
+        )  # fmt: skip
+        assert f" {role}\n(1 row)" in done.stdout, done.stderr
+        assert "PGPASSFILE" in done.stdout
+        assert password_file.read_text().strip() not in done.stdout
     assert [path.name for path in stack.settings.secrets_dir.iterdir() if path.name.startswith(".pgpass")] == []
 
 
@@ -167,7 +172,7 @@ def test_ctrl_c_is_for_the_program_that_has_the_terminal(stack: Stack) -> None:
         return text in shown
 
     try:
-        eventually(lambda: shows(b"=# "))
+        eventually(lambda: shows(b"=> "))
         os.write(terminal, b"SELECT pg_sleep(60);\n")
         backend = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%' AND state = 'active'"
         engine = sqlalchemy.create_engine(stack.settings.database_url, poolclass=sqlalchemy.NullPool)

@@ -71,7 +71,7 @@ def test_it_tells_nothing_of_tenants_paths_or_secrets(stack: Stack, accept: str)
     with stack.client() as client:
         made = client.post("/api/jobs?wait=20", json={"code": "echo private", "name": "private-name"}).json()["data"]
         text = client.get("/status", headers={"Accept": accept}).text
-    password = stack.settings.cluster.password_file.read_text().strip()
+    password = stack.settings.cluster.client_password_file.read_text().strip()
     for secret in ("private", made["id"], str(stack.folder), password, stack.admin_token, str(ROOT), "Traceback"):
         assert secret not in text
 

@@ -21,6 +21,11 @@ def _sources() -> Mapping[str, str]:
     return {path.stem: path.read_text() for path in sorted(Path(__file__).parent.glob("*.sql"))}
 
 
+def names() -> list[str]:
+    """What they are called."""
+    return list(_sources())
+
+
 def _note() -> str:
     return _NOTE + hashlib.sha256("\0".join(_sources().values()).encode()).hexdigest()
 
@@ -45,7 +50,7 @@ def remove(connection: Connection) -> None:
             "SELECT CAST(CAST(oid AS regprocedure) AS text) FROM pg_proc"
             " WHERE proname = ANY(:names) AND pronamespace = CAST(current_schema() AS regnamespace)"
         ),
-        {"names": list(_sources())},
+        {"names": names()},
     )
     for signature in found.all():
         connection.exec_driver_sql(f"DROP FUNCTION {signature}")
