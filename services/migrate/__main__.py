@@ -18,7 +18,7 @@ from shell_service.settings import Settings
 
 logger = logging.getLogger("migrate")
 WAIT_SECONDS = 60
-_LOCK = 7_101  # advisory lock: one makes the role at a time
+_LOCK = 7_102  # advisory lock: one makes the role at a time
 OLDEST = 14  # the oldest release of PostgreSQL that the service works with
 
 
