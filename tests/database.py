@@ -174,10 +174,10 @@ SELECT q.job_id, 'no such job' FROM (SELECT job_id FROM ready_job UNION ALL SELE
 """
 
 # What the database saw: every claim, every start of a script, every claim given back as its script never began, and
-# every final state, in a table nobody else writes.
+# every final state, in a table nobody else writes: by its owner, whatever role the change is of.
 _WITNESS = """
 CREATE TABLE witness (number bigint GENERATED ALWAYS AS IDENTITY, job_id uuid, fence bigint, what text);
-CREATE FUNCTION witness_running() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+CREATE FUNCTION witness_running() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
   IF TG_OP = 'INSERT' THEN INSERT INTO witness (job_id, fence, what) VALUES (NEW.job_id, NEW.fence, 'claimed');
   ELSIF TG_OP = 'DELETE' THEN
     INSERT INTO witness (job_id, fence, what) SELECT job_id, OLD.fence, 'given back' FROM ready_job
@@ -188,7 +188,7 @@ CREATE FUNCTION witness_running() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
   RETURN NULL; END $$;
 CREATE TRIGGER witness_running AFTER INSERT OR UPDATE OR DELETE ON running_job
   FOR EACH ROW EXECUTE FUNCTION witness_running();
-CREATE FUNCTION witness_job() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+CREATE FUNCTION witness_job() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
   IF OLD.status IS DISTINCT FROM NEW.status THEN
     INSERT INTO witness (job_id, what) VALUES (NEW.id, coalesce(NEW.status, 'undone'));
   END IF;
