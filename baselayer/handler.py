@@ -100,16 +100,24 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Route:
-    """A path with ``{name}`` parts, and the handler that answers there, and at a `short` form of it that lacks some."""
+    """A path with ``{name}`` parts, and the handler that answers there, and at a `short` form of it that lacks some.
+
+    The part ``{name*}`` is all that follows, with the slashes in it.
+    """
 
     path: str
     handler: type[Handler]
     short: str | None = None
 
     @property
+    def template(self) -> str:
+        """The path as the API document has it."""
+        return self.path.replace("*}", "}")
+
+    @property
     def patterns(self) -> list[str]:
         """The short form first, as it says more words itself."""
-        return [re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path) for path in (self.short, self.path) if path]
+        return [_pattern(path) for path in (self.short, self.path) if path]
 
     def endpoints(self) -> dict[str, tuple[Endpoint, Callable[..., Any]]]:
         """Declared methods by HTTP name, such as ``{"GET": (endpoint, function)}``."""
@@ -119,6 +127,10 @@ class Route:
             if declared := getattr(method, "endpoint", None):
                 found[name.upper()] = (declared, method)
         return found
+
+
+def _pattern(path: str) -> str:
+    return re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", re.sub(r"\{(\w+)\*\}", r"(?P<\1>.+)", path))
 
 
 @dataclass

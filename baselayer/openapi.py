@@ -71,6 +71,7 @@ _MEDIA: dict[str, Json] = {
     "application/json": {"type": "object"},
     "text/plain": {"type": "string"},
     "text/event-stream": {"type": "string"},
+    "application/gzip": {"type": "string", "format": "binary"},
     "application/octet-stream": {},
 }
 
@@ -184,7 +185,7 @@ class _Writer:
                 method.lower(): self._operation(route, method, declared, function)
                 for method, (declared, function) in route.endpoints().items()
             }
-            self._spec.path(path=route.path, operations=operations)
+            self._spec.path(path=route.template, operations=operations)
         requests = {self._converter.schema_name_resolver(schema) for schema in request_schemas(routes)}
         for name, schema in self._spec.components.schemas.items():
             if name in requests:
@@ -251,7 +252,7 @@ class _Writer:
         return f"Needs a token with the scope `{declared.scope}`: {self._about.scopes[declared.scope]}"
 
     def _path(self, route: Route) -> list[Json]:
-        names = re.findall(r"{(\w+)}", route.path)
+        names = re.findall(r"{(\w+)}", route.template)
         known = self._about.parameters
         return [
             {"name": n, "in": "path", "required": True, **known.get(n, {"schema": {"type": "string"}})} for n in names
@@ -259,7 +260,7 @@ class _Writer:
 
     def _example_path(self, route: Route) -> str:
         known = self._about.parameters
-        return re.sub(r"{(\w+)}", lambda match: str(known.get(match[1], {}).get("example", match[0])), route.path)
+        return re.sub(r"{(\w+)}", lambda match: str(known.get(match[1], {}).get("example", match[0])), route.template)
 
     def _query(self, declared: Endpoint) -> list[Json]:
         found = []

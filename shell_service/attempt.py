@@ -19,7 +19,7 @@ from shell_service.ends import Ending
 from shell_service.journal import Journal
 from shell_service.mask import Mask
 from shell_service.models import MAX_RETRY_DELAY
-from shell_service.output import OutputStore, Stream
+from shell_service.output import Kept, OutputStore
 from shell_service.queue import Claim, Fenced, Result
 from shell_service.room import Memory
 from shell_service.sandbox import UNAVAILABLE, Command, Exit, NoNetwork, Process, Sandbox, SandboxError
@@ -131,7 +131,11 @@ class Attempt:
         command = await self._command()
         launcher = await means.sandbox.prepare(claim.user_id, claim.network)
         process = self._process = await launcher.start(command)
-        self._captures = self._capture("stdout", process.stdout), self._capture("stderr", process.stderr)
+        self._captures = (
+            self._capture("stdout", process.stdout),
+            self._capture("stderr", process.stderr),
+            Capture(process.artifacts, self._file("artifacts"), claim.limits.artifacts),
+        )
         means.failpoints.reach("runner.held")
         if means.groups:
             try:
@@ -171,9 +175,12 @@ class Attempt:
             limits=claim.limits,
         )
 
-    def _capture(self, stream: Stream, pipe: int) -> Capture:
-        claim = self.claim
-        create = partial(self._means.outputs.create, claim.job_id, claim.attempt, stream)
+    def _file(self, stream: Kept) -> Callable[[], int]:
+        """What makes the file of a stream, when there is something for it."""
+        return partial(self._means.outputs.create, self.claim.job_id, self.claim.attempt, stream)
+
+    def _capture(self, stream: Kept, pipe: int) -> Capture:
+        claim, create = self.claim, self._file(stream)
         if self._mask is None:
             return Capture(pipe, create, claim.limits.output)
         ask = partial(self._means.masking.ask, claim.user_id)
@@ -195,7 +202,7 @@ class Attempt:
         if self._ending:  # asked for while it was held
             self._signal(process)
         exit_ = await process.wait()
-        wall = time.monotonic() - self._began
+        wall = (exit_.ended_at or time.monotonic()) - self._began  # its artifacts were written after that
         self._stop_timers()  # what comes late changes nothing
         watch.stop()
         used = watch.most.most(Usage(cpu_seconds=exit_.cpu_seconds))
@@ -263,7 +270,7 @@ class Attempt:
             ending = None  # it was faster
         if ending is None:
             ending = ends.by_itself(ends.Known(exit_, limits, used, over_memory, machine_out_of_memory))
-        stdout, stderr = self._captures
+        stdout, stderr, artifacts = self._captures
         return self._result(
             ending,
             return_code=exit_.return_code,
@@ -275,6 +282,9 @@ class Attempt:
             stdout_bytes=stdout.size,
             stderr_bytes=stderr.size,
             output_truncated=stdout.truncated or stderr.truncated,
+            artifacts=exit_.artifacts,
+            artifacts_bytes=artifacts.size,
+            artifacts_truncated=artifacts.truncated or exit_.left_out != 0,
         )
 
     def _result(self, ending: Ending, **figures: object) -> Result:

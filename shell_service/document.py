@@ -56,6 +56,11 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string", "minLength": 1, "maxLength": 100, "pattern": f"^{schemas.NAME}$"},
         "example": "alice",
     },
+    "path": {
+        "description": "The artifact's path.",
+        "schema": {"type": "string", "minLength": 1},
+        "example": "report/index.html",
+    },
     "version": {
         "description": "The version's number.",
         "schema": {"type": "integer", "minimum": 1, "maximum": 2**31 - 1},
@@ -92,6 +97,7 @@ _JOB_LIMITS = {
     "file_size": 1_073_741_824,
     "disk": 268_435_456,
     "output": 67_108_864,
+    "artifacts": 268_435_456,
 }
 _JOB_REQUEST = {"name": "hello", "code": "for i in 1 2 3; do echo $i; done"}
 _JOB = {
@@ -134,6 +140,9 @@ _JOB = {
     "stdout_bytes": 6,
     "stderr_bytes": 0,
     "output_truncated": False,
+    "artifacts": 0,
+    "artifacts_bytes": 0,
+    "artifacts_truncated": False,
     "wall_seconds": 0.004,
     "cpu_seconds": 0.002,
     "peak_memory_bytes": 10_485_760,
@@ -355,6 +364,7 @@ EXAMPLES: dict[type[Schema], Any] = {
         "next_attempt": None,
     },
     AuditRecord: _AUDIT,
+    schemas.ArtifactRecord: {"path": "report/index.html", "size": 5120, "modified": _AT, "executable": False},
     schemas.ShellRecord: {"name": "sh", "path": "/bin/sh"},
     schemas.SysInfo: {"version": __version__, "ready": True, "runners": [_RUNNER_FACTS]},
     schemas.Stats: {"jobs": _COUNTS, "oldest_ready_seconds": None, "runners": [_RUNNER]},

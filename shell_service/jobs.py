@@ -125,8 +125,9 @@ def _wide(*more: SQLColumnExpression[Any]) -> Select[*tuple[Any, ...]]:
         "priority, shell, timeout, limits, network, secrets_in_env, script, script_version, share_output,"
         " schedule_id, fired_for, pinned, notify, run_at,"
         " retries, retry_delay, on_lost, created_at,"
-        " modified, return_code, signal, finished_at, stdout_bytes, stderr_bytes, output_truncated, wall_seconds,"
-        " cpu_seconds, peak_memory_bytes, written_bytes, cancelled_by"
+        " modified, return_code, signal, finished_at, stdout_bytes, stderr_bytes, output_truncated, artifacts,"
+        " artifacts_bytes, artifacts_truncated, wall_seconds, cpu_seconds, peak_memory_bytes, written_bytes,"
+        " cancelled_by"
     )
     columns = [getattr(Job, name.strip()) for name in names.split(",")]
     return (

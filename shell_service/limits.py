@@ -26,13 +26,15 @@ class JobLimits:
     disk: int
     #: Bytes kept of each of its two streams.
     output: int
+    #: Bytes kept of its artifacts, their names included.
+    artifacts: int
 
 
 #: The limits by their names, in the order in which they are shown.
 NAMES = tuple(field.name for field in fields(JobLimits))
 #: The same, and how many seconds it may run.
 WITH_TIMEOUT = ("timeout", *NAMES)
-SIZES = frozenset({"memory", "file_size", "disk", "output"})  # in bytes
+SIZES = frozenset({"memory", "file_size", "disk", "output", "artifacts"})  # in bytes
 
 #: Less, and not even a shell that does nothing would come to its end.
 LEAST: Mapping[str, float] = dict.fromkeys(WITH_TIMEOUT, 0) | {

@@ -279,7 +279,7 @@ class Job(Base):
         # A job has ended exactly when it has a final status and the time of it.
         CheckConstraint("(status IS NULL) = (finished_at IS NULL)", name="final"),
         # Sizes are there for whoever adds up all that a user keeps, without reading the rows.
-        Index(None, "user_id", "id", postgresql_include=["stdout_bytes", "stderr_bytes"]),
+        Index(None, "user_id", "id", postgresql_include=["stdout_bytes", "stderr_bytes", "artifacts_bytes"]),
         Index(None, "user_id", "pinned", postgresql_where=text("pinned")),
         Index(None, "user_id", "status", "id"),
         Index(None, "user_id", "name", "id"),
@@ -331,6 +331,9 @@ class Job(Base):
     stdout_bytes: Mapped[int | None] = mapped_column(BigInteger)
     stderr_bytes: Mapped[int | None] = mapped_column(BigInteger)
     output_truncated: Mapped[bool | None]
+    artifacts: Mapped[int | None]
+    artifacts_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    artifacts_truncated: Mapped[bool | None]
     wall_seconds: Mapped[float | None] = mapped_column(Float)
     cpu_seconds: Mapped[float | None] = mapped_column(Float)
     peak_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)

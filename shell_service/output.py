@@ -17,12 +17,17 @@ from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from baselayer.batch import Batcher
+from shell_service import artifacts
+from shell_service.artifacts import Artifact
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 Stream = Literal["stdout", "stderr"]
 STREAMS: tuple[Stream, Stream] = ("stdout", "stderr")
+#: All that is kept of an attempt, each as a file; artifacts as `sandbox.artifacts` has them.
+Kept = Literal["stdout", "stderr", "artifacts"]
+KEPT: tuple[Kept, ...] = (*STREAMS, "artifacts")
 CHUNK = 256 * 1024  # bytes handed on at once
 
 
@@ -35,13 +40,13 @@ class OutputStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def path(self, job_id: uuid.UUID, attempt: int, stream: Stream) -> str:
+    def path(self, job_id: uuid.UUID, attempt: int, stream: Kept) -> str:
         """Where the stream of this attempt is, or would be."""
         # As text, not a Path: this is done some times for every job.
         day = datetime.fromtimestamp((job_id.int >> 80) / 1000, UTC).date().isoformat()
         return f"{self._folder}/{day}/{job_id.hex[-2:]}/{job_id.hex}.{attempt}.{stream}"
 
-    def create(self, job_id: uuid.UUID, attempt: int, stream: Stream) -> int:
+    def create(self, job_id: uuid.UUID, attempt: int, stream: Kept) -> int:
         """Make the file anew, for its runner alone to write, and its group to read; return its descriptor."""
         path = self.path(job_id, attempt, stream)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
@@ -69,7 +74,7 @@ class OutputStore:
             data = data[start:]
         return data.decode(errors="replace")
 
-    def read(self, job_id: uuid.UUID, attempt: int, stream: Stream, start: int, count: int) -> bytes:
+    def read(self, job_id: uuid.UUID, attempt: int, stream: Kept, start: int, count: int) -> bytes:
         """Up to `count` bytes from `start`; from that many before the end where `start` is negative."""
         try:
             with open(self.path(job_id, attempt, stream), "rb", buffering=0) as file:
@@ -80,9 +85,9 @@ class OutputStore:
             return b""
 
     def remove(self, job_id: uuid.UUID, attempts: int) -> None:
-        """Remove what the attempts of a job printed, up to this number; and folders that are empty then."""
+        """Remove what the attempts of a job left, up to this number; and folders that are empty then."""
         for attempt in range(1, attempts + 1):
-            for stream in STREAMS:
+            for stream in KEPT:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.path(job_id, attempt, stream))
         folder = os.path.dirname(self.path(job_id, 1, "stdout"))
@@ -115,6 +120,10 @@ class OutputReader:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="outputs")
         self._reads: Batcher[Callable[[], Any], Any] = Batcher(self._all_of, max_items=self._TOGETHER)
 
+    async def artifacts(self, job_id: uuid.UUID, attempt: int) -> list[Artifact]:
+        """As `artifacts.index`."""
+        return await self._ask(artifacts.index, self._store.path(job_id, attempt, "artifacts"))
+
     async def size(self, job_id: uuid.UUID, attempt: int, stream: Stream) -> int:
         """As `OutputStore.size`."""
         return await self._ask(self._store.size, job_id, attempt, stream)
@@ -123,9 +132,7 @@ class OutputReader:
         """As `OutputStore.beyond`."""
         return await self._ask(self._store.beyond, job_id, attempt, positions)
 
-    async def chunks(
-        self, job_id: uuid.UUID, attempt: int, stream: Stream, start: int, end: int
-    ) -> AsyncIterator[bytes]:
+    async def chunks(self, job_id: uuid.UUID, attempt: int, stream: Kept, start: int, end: int) -> AsyncIterator[bytes]:
         """The bytes from `start` to before `end`, in pieces, none of them ahead of whoever takes them."""
         while start < end:
             data = await self._ask(self._store.read, job_id, attempt, stream, start, min(CHUNK, end - start))

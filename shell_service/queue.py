@@ -179,6 +179,9 @@ class Result:
     stdout_bytes: int | None = None
     stderr_bytes: int | None = None
     output_truncated: bool | None = None
+    artifacts: int | None = None
+    artifacts_bytes: int | None = None
+    artifacts_truncated: bool | None = None
     retry_in: float | None = None
 
 

@@ -145,7 +145,7 @@ def _record(
         "args": row.args,
         "env": row.env if own or row.env is None else dict.fromkeys(row.env),
         "timeout": row.timeout,
-        "limits": {name: row.limits[name] for name in NAMES},
+        "limits": {name: row.limits.get(name) for name in NAMES},
         "network": row.network,
         "secrets": row.secrets,
         "secrets_in_env": row.secrets_in_env,
@@ -173,6 +173,9 @@ def _record(
         "stdout_bytes": sizes["stdout"],
         "stderr_bytes": sizes["stderr"],
         "output_truncated": row.output_truncated,
+        "artifacts": row.artifacts,
+        "artifacts_bytes": row.artifacts_bytes,
+        "artifacts_truncated": row.artifacts_truncated,
         "wall_seconds": row.wall_seconds,
         "cpu_seconds": row.cpu_seconds,
         "peak_memory_bytes": row.peak_memory_bytes,
@@ -194,6 +197,7 @@ _AS_ASKED = (
 _NOT_YET = (
     *("reason", "started_at", "finished_at", "return_code", "signal"),
     *("stdout", "stderr", "stdout_bytes", "stderr_bytes", "output_truncated"),
+    *("artifacts", "artifacts_bytes", "artifacts_truncated"),
     *("wall_seconds", "cpu_seconds", "peak_memory_bytes", "written_bytes", "runner", "cancelled_by", "position"),
 )
 

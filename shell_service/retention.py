@@ -23,7 +23,7 @@ from shell_service.settings import Retention
 
 AT_ONCE = 500  # jobs of a transaction
 _NIL = uuid.UUID(int=0)
-_BYTES = "coalesce(stdout_bytes, 0) + coalesce(stderr_bytes, 0)"
+_BYTES = "coalesce(stdout_bytes, 0) + coalesce(stderr_bytes, 0) + coalesce(artifacts_bytes, 0)"
 
 
 @dataclass(frozen=True)

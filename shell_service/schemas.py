@@ -100,6 +100,7 @@ class JobLimitsRequest(Request):
     file_size = Size(low=0, high=MOST, metadata=about("Bytes of the largest file.", "1GiB"))
     disk = Size(low=int(LEAST["disk"]), high=MOST, metadata=about("Bytes of its home, /job.", "100MiB"))
     output = Size(low=0, high=MOST, metadata=about("Bytes kept of each of its two streams.", "10MiB"))
+    artifacts = Size(low=0, high=MOST, metadata=about("Bytes kept of what it leaves in /job/artifacts.", "100MiB"))
 
 
 class Needs(Request):
@@ -305,6 +306,7 @@ class JobLimits(Schema):
     file_size = fields.Integer(metadata=about("Bytes of the largest file."))
     disk = fields.Integer(metadata=about("Bytes of its home, /job."))
     output = fields.Integer(metadata=about("Bytes kept of each of its two streams."))
+    artifacts = fields.Integer(metadata=about("Bytes kept of what it leaves in /job/artifacts."))
 
 
 class JobRecord(Schema):
@@ -377,6 +379,11 @@ class JobRecord(Schema):
     stdout_bytes = nullable(fields.Integer, "Bytes kept of standard output.")
     stderr_bytes = nullable(fields.Integer, "Bytes kept of standard error.")
     output_truncated = nullable(fields.Boolean, "Whether more was printed than is kept.")
+    artifacts = nullable(fields.Integer, "Files kept of what it left in /job/artifacts.")
+    artifacts_bytes = nullable(fields.Integer, "Bytes that they take.")
+    artifacts_truncated = nullable(
+        fields.Boolean, "Whether it left more than is kept: too much, too many, or what is no plain file."
+    )
     wall_seconds = nullable(fields.Float, "How long the script ran.")
     cpu_seconds = nullable(fields.Float, "Processor time of all its processes.")
     peak_memory_bytes = nullable(fields.Integer, "The most memory that its processes held at once.")
@@ -393,6 +400,15 @@ class JobRecord(Schema):
     pending_reason = nullable(
         fields.String, "What a pending job waits for. Of a new job it is not looked up what else its owner runs."
     )
+
+
+class ArtifactRecord(Schema):
+    """A file that a job left to be kept."""
+
+    path = fields.String(metadata=about("Its path below /job/artifacts, and at the end of its address."))
+    size = fields.Integer(metadata=about("Bytes."))
+    modified = Instant(metadata=about("When it was last written, to the second."))
+    executable = fields.Boolean(metadata=about("Whether it may be run."))
 
 
 class Cancelled(Schema):

@@ -142,6 +142,7 @@ class Limits:
     file_size: Size
     disk: Size
     output: Size
+    artifacts: Size
 
     @property
     def defaults(self) -> JobLimits:

@@ -27,6 +27,7 @@ JOB_LIMITS: dict[str, float] = {
     "file_size": 1 << 30,
     "disk": 1 << 28,
     "output": 1 << 26,
+    "artifacts": 1 << 28,
 }
 DEFAULTS = {"timeout": 3600.0, **JOB_LIMITS}
 BOUNDS = Bounds(DEFAULTS, {name: 4 * value for name, value in DEFAULTS.items()})

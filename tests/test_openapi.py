@@ -27,7 +27,9 @@ SETTINGS = load()
 SHELLS = {"sh": "/bin/sh"}
 DOCUMENT = document.build("http://localhost:5000", SETTINGS.jobs, SETTINGS.limits, SHELLS)
 ENDPOINTS: dict[tuple[str, str], Endpoint] = {
-    (route.path, method): declared for route in document.routes() for method, (declared, _) in route.endpoints().items()
+    (route.template, method): declared
+    for route in document.routes()
+    for method, (declared, _) in route.endpoints().items()
 }
 OPERATIONS: dict[tuple[str, str], dict[str, Any]] = {
     (path, method.upper()): operation

@@ -15,7 +15,7 @@ from shell_service.migrations import functions, ownership
 if TYPE_CHECKING:
     import alembic.config
 
-HEAD = "0006"  # the newest version that this code knows
+HEAD = "0007"  # the newest version that this code knows
 _LOCK = 7_100  # advisory lock: one upgrade at a time
 
 

@@ -83,3 +83,6 @@ class Exit:
     full: Mapping[str, int] = field(default_factory=dict)
     #: Whether the launcher died and took the job with it: then nobody knows how the script would have ended.
     lost: bool = False
+    #: Files in its folder of artifacts that were kept, and that were left out: None where its init could not tell.
+    artifacts: int = 0
+    left_out: int | None = None

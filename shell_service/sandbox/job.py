@@ -14,8 +14,21 @@ import resource
 import select
 import time
 
-from . import kernel
-from .protocol import FAILED, GO, HELD, HELD_BODY, INT, KILL_ALL, MAX_MESSAGE, REPORT, REPORT_BODY, Order
+from . import artifacts, kernel
+from .protocol import (
+    FAILED,
+    GO,
+    HELD,
+    HELD_BODY,
+    INT,
+    KILL_ALL,
+    MAX_MESSAGE,
+    PACKED,
+    PACKED_BODY,
+    REPORT,
+    REPORT_BODY,
+    Order,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +50,7 @@ class Start:
 
 
 def run(start: Start, descriptors: list[int]) -> NoReturn:
-    """The life of the init. `descriptors`: the job's socket, its standard streams, and its order."""
+    """The life of the init. `descriptors`: the job's socket, its standard streams, its order, a pipe for artifacts."""
     try:
         channel, walls = start.channel, start.walls
         os.dup2(descriptors[0], channel.fileno(), False)
@@ -55,7 +68,7 @@ def run(start: Start, descriptors: list[int]) -> NoReturn:
             if start.launcher_died.poll(0):
                 raise ProcessLookupError("the launcher has died")
             channel.sendmsg([held], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, b"".join(map(INT.pack, shown)))])
-            kernel.close_all_but(channel.fileno(), io)
+            kernel.close_all_but(channel.fileno(), io, descriptors[5])
         except ProcessLookupError:
             os._exit(1)  # with the launcher; that the channel ends, too, says enough
         except Exception as error:
@@ -66,8 +79,9 @@ def run(start: Start, descriptors: list[int]) -> NoReturn:
             ended = _run(walls, order)
             usage = resource.getrusage(resource.RUSAGE_CHILDREN)
             used = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, _written(io) - before
-            walls.leave()
             channel.send(REPORT + REPORT_BODY.pack(*ended, *used))
+            channel.send(PACKED + PACKED_BODY.pack(*artifacts.pack(descriptors[5], order.most_files, order.most_bytes)))
+            walls.leave()
     finally:
         os._exit(0)
 

@@ -202,7 +202,7 @@ class Launcher:
 
     def _start(self, number: int, descriptors: list[int]) -> None:
         try:
-            if len(descriptors) != 5:
+            if len(descriptors) != 6:
                 raise OSError("too many files are open in the launcher")
             pid, pidfd = kernel.clone(self._begin.walls.namespaces)
         except OSError as error:

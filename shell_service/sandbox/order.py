@@ -16,6 +16,8 @@ from .protocol import Order
 RLIMIT_SIGPENDING = 11
 #: Timers, and signals that wait: each takes some hundred bytes of kernel memory that counts as no process's.
 MAX_SIGNALS = 1024
+#: Files that are kept of a job's artifacts.
+MAX_ARTIFACTS = 1000
 
 ENV = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -40,6 +42,8 @@ def order(command: Command) -> Order:
         max(1, command.limits.disk),  # a size of 0 would be no limit
         _processors(command.limits.cpu),
         kernel_limits(command.limits),
+        command.limits.artifacts,
+        MAX_ARTIFACTS,
     )
 
 

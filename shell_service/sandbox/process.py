@@ -33,6 +33,8 @@ from .protocol import (
     KILL_ALL,
     MAPPED,
     MAX_MESSAGE,
+    PACKED,
+    PACKED_BODY,
     PID,
     READY,
     REPORT,
@@ -71,14 +73,14 @@ class Process:
         sock: socket.socket,
         held: bytes,
         descriptors: Sequence[int],
-        streams: tuple[int, int],
+        streams: tuple[int, int, int],
     ) -> None:
         #: Host pid of the namespace's init, and field 22 of its ``/proc/<pid>/stat``.
         self.pid: int
         self.start_time: int
         self.pid, self.start_time = HELD_BODY.unpack(held)
-        #: Non-blocking read ends of the job's pipes, which the caller closes.
-        self.stdout, self.stderr = streams
+        #: Non-blocking read ends of the job's pipes, which the caller closes. Its artifacts come as `artifacts` has it.
+        self.stdout, self.stderr, self.artifacts = streams
         self._pidfd, *others = descriptors
         #: For fstatvfs: all file systems that it can write to, which are in memory. Closed when it has ended.
         self.file_systems = tuple(others[: len(FOLDERS)])
@@ -124,11 +126,14 @@ class Process:
         """Everything is gone. What the init reported of the script counts; without a report, the init was killed."""
         status: int = signal.SIGKILL
         written_bytes, ended_at = None, None
+        artifacts, left_out = 0, None
         with contextlib.suppress(OSError):
-            message = self._sock.recv(MAX_MESSAGE)
-            if message[:1] == REPORT:
-                status, ended_at, cpu_seconds, peak_memory_bytes, written_bytes = REPORT_BODY.unpack(message[1:])
-                lost = False
+            while message := self._sock.recv(MAX_MESSAGE):
+                if message[:1] == REPORT:
+                    status, ended_at, cpu_seconds, peak_memory_bytes, written_bytes = REPORT_BODY.unpack(message[1:])
+                    lost = False
+                elif message[:1] == PACKED:
+                    artifacts, left_out = PACKED_BODY.unpack(message[1:])
         code = os.waitstatus_to_exitcode(status)
         return_code, number = (code, None) if code >= 0 else (None, -code)
         self._sock.close()
@@ -137,7 +142,7 @@ class Process:
         self._pidfd = -1
         used = cpu_seconds, peak_memory_bytes, written_bytes
         full = dict(filter(None, map(_full, FOLDERS, self.file_systems)))
-        self._remove(Exit(return_code, number, *used, ended_at, full, lost))
+        self._remove(Exit(return_code, number, *used, ended_at, full, lost, artifacts, left_out))
 
     def _remove(self, ended: Exit) -> None:
         file_systems, self.file_systems = self.file_systems, ()
@@ -289,12 +294,12 @@ class Launcher:
         with contextlib.ExitStack() as kept, contextlib.ExitStack() as given:
             kept.callback(ours.close)
             given.callback(theirs.close)
-            stdout, stderr = self._pipe(kept, given), self._pipe(kept, given)
+            stdout, stderr, artifacts = (self._pipe(kept, given) for _ in range(3))
             stdin = memory_file(command.stdin) if command.stdin else os.open(os.devnull, os.O_RDONLY)
             given.callback(os.close, stdin)
             told = memory_file(order(command).pack())
             given.callback(os.close, told)
-            fds = [theirs.fileno(), stdin, stdout[1], stderr[1], told]
+            fds = [theirs.fileno(), stdin, stdout[1], stderr[1], told, artifacts[1]]
             self._send_start(number, fds)
             given.close()
             self._jobs[number] = None
@@ -312,7 +317,8 @@ class Launcher:
                 raise Gone(UNAVAILABLE, "the launcher, or the job's init, has died")
             if message[:1] != HELD or not descriptors:
                 raise SandboxError(UNAVAILABLE, message[1:].decode(errors="replace"))
-            process = Process(self, number, ours, message[1:], descriptors, (stdout[0], stderr[0]))
+            streams = stdout[0], stderr[0], artifacts[0]
+            process = Process(self, number, ours, message[1:], descriptors, streams)
             kept.pop_all()
         if number in self._jobs:
             self._jobs[number] = process

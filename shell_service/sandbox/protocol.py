@@ -12,7 +12,8 @@ On the launcher's control socket (SEQPACKET, so a message is a datagram that arr
 - RESTRICT with another filter of frames, unanswered.
 
 On a job's own socket: its init sends HELD, with a pidfd of itself, its file systems and all its mounts, or FAILED; the
-runner sends GO; the init REPORT.
+runner sends GO; the init REPORT when the script and all that it started has ended, and PACKED when its artifacts are
+written.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 READY, FAILED, ENTERED, MAPPED, START, TERMINATE, ENDED, RESTRICT = (bytes([kind]) for kind in range(1, 9))
-HELD, GO, REPORT, FORK, STARTED = (bytes([kind]) for kind in range(9, 14))
+HELD, GO, REPORT, FORK, STARTED, PACKED = (bytes([kind]) for kind in range(9, 15))
 MAX_MESSAGE = 4096
 #: What a job can write to: each is a file system of its own, in memory. Their descriptors come with HELD.
 FOLDERS = ("/job", "/tmp", "/dev/shm")
@@ -39,9 +40,10 @@ JOB = struct.Struct("<Q")  # the runner's number of a job
 HELD_BODY = struct.Struct("<iQ")  # pid, start time
 # Wait status, when that was on the monotonic clock, CPU seconds, largest resident set in bytes, bytes written.
 REPORT_BODY = struct.Struct("<iddqq")
+PACKED_BODY = struct.Struct("<II")  # artifacts that were kept, and that were left out
 ENDED_BODY = struct.Struct("<Qdq")  # the job's number; CPU seconds and largest resident set, the init's included
 _SETUP = struct.Struct("<B4Q")
-_ORDER = struct.Struct("<7IQ")
+_ORDER = struct.Struct("<7I2QI")
 _LIMIT = struct.Struct("<IQQ")
 
 
@@ -67,7 +69,8 @@ class Order:
     """What the init of a job is told: the arguments and variables for exec, the script, secrets, and limits.
 
     None of the texts holds a NUL. `env` holds NAME=value, `disk` bytes, `limits` soft and hard ones by their numbers
-    in the ``resource`` module; `processors` are those to run on, where it may not use all.
+    in the ``resource`` module; `processors` are those to run on, where it may not use all. Of its artifacts
+    `most_files` are kept, with `most_bytes`.
     """
 
     def __init__(
@@ -79,16 +82,19 @@ class Order:
         disk: int,
         processors: Collection[int],
         limits: Mapping[int, tuple[int, int]],
+        most_bytes: int,
+        most_files: int,
     ) -> None:
         self.argv, self.env, self.script, self.secrets = argv, env, script, secrets
         self.disk, self.processors, self.limits = disk, processors, limits
+        self.most_bytes, self.most_files = most_bytes, most_files
 
     def pack(self) -> bytes:
         texts = b"\0".join((*self.argv, *self.env, *self.secrets))
         parts = self.argv, self.env, self.secrets, self.processors, self.limits, texts, self.script
         return b"".join(
             (
-                _ORDER.pack(*map(len, parts), self.disk),
+                _ORDER.pack(*map(len, parts), self.disk, self.most_bytes, self.most_files),
                 struct.pack(f"<{len(self.processors)}I", *self.processors),
                 struct.pack(f"<{len(self.secrets)}I", *map(len, self.secrets.values())),
                 *(_LIMIT.pack(number, *pair) for number, pair in self.limits.items()),
@@ -101,7 +107,7 @@ class Order:
     @classmethod
     def unpack(cls, data: bytes) -> Order:
         """The order again. Raises ValueError where a text holds a NUL."""
-        arguments, variables, secrets, processors, limits, length, script, disk = _ORDER.unpack_from(data)
+        arguments, variables, secrets, processors, limits, length, script, disk, *most = _ORDER.unpack_from(data)
         at = _ORDER.size
         numbers = struct.unpack_from(f"<{processors}I", data, at)
         at += 4 * processors
@@ -122,4 +128,4 @@ class Order:
         for name, size in zip(texts[names:], sizes, strict=True):
             values[name] = data[at : at + size]
             at += size
-        return cls(texts[:arguments], texts[arguments:names], code, values, disk, numbers, pairs)
+        return cls(texts[:arguments], texts[arguments:names], code, values, disk, numbers, pairs, *most)

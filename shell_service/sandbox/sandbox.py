@@ -38,6 +38,7 @@ LIMITS: dict[str, Held] = {
     "file_size": "hard",
     "disk": "hard",
     "output": "hard",
+    "artifacts": "hard",
 }
 
 

@@ -126,6 +126,7 @@ async def _run(process: Process) -> tuple[Exit, list[str]]:
         process.kill()  # nothing is left when it has ended by itself
         os.close(process.stdout)
         os.close(process.stderr)
+        os.close(process.artifacts)
 
 
 def _pages(size: int) -> int:

@@ -17,6 +17,7 @@ from tests.waiting import eventually
 
 WHO = ("nobody", "wrong scope", "other", "owner", "admin")
 JOB = {"code": "true"}
+LEFT = "/api/jobs/{job_id}/artifacts"
 ONE, GROUP = "/api/scripts/{owner}/{script}", "/api/groups/{group}"
 SCHEDULE = "/api/schedules/{schedule_id}"
 
@@ -39,6 +40,9 @@ TABLE: list[tuple[str, str, str, Any, tuple[int, int, int, int, int]]] = [
     ("GET", "/api/jobs/{job_id}/stdout", "/api/jobs/{job}/stdout", None, (401, 403, 404, 200, 200)),
     ("GET", "/api/jobs/{job_id}/stderr", "/api/jobs/{job}/stderr", None, (401, 403, 404, 200, 200)),
     ("GET", "/api/jobs/{job_id}/stream", "/api/jobs/{job}/stream", None, (401, 403, 404, 200, 200)),
+    ("GET", LEFT, "/api/jobs/{job}/artifacts", None, (401, 403, 404, 200, 200)),
+    ("GET", f"{LEFT}/{{path*}}", "/api/jobs/{job}/artifacts/left", None, (401, 403, 404, 200, 200)),
+    ("GET", f"{LEFT}/archive", "/api/jobs/{job}/artifacts/archive", None, (401, 403, 404, 200, 200)),
     ("GET", "/api/scripts", "/api/scripts", None, (401, 403, 200, 200, 200)),
     ("POST", "/api/scripts", "/api/scripts", {"name": "{new}", "code": "true"}, (401, 403, 200, 200, 200)),
     ("GET", f"{ONE}", "{script}", None, (401, 403, 404, 200, 200)),
@@ -180,7 +184,7 @@ def new_world(admin: Api) -> World:
         "owner": owner.api,
         "admin": admin,
     }
-    job = owner.api.submit("echo private; echo hidden >&2", wait=30)
+    job = owner.api.submit("echo private; echo hidden >&2; mkdir artifacts; echo hidden > artifacts/left", wait=30)
     assert job["status"] == "COMPLETED"
     return World(owner, callers, job["id"])
 

@@ -21,8 +21,9 @@ RECORD = """
     id name submitter_id submitter status reason code shell args env timeout limits network secrets
     secrets_in_env secret_env script script_version parameters share_output schedule fired_for
     pinned notify priority retries retry_delay on_lost attempt created_at modified run_at started_at finished_at
-    return_code signal stdout stderr stdout_bytes stderr_bytes output_truncated wall_seconds cpu_seconds
-    peak_memory_bytes written_bytes runner cancelled_by position pending_reason
+    return_code signal stdout stderr stdout_bytes stderr_bytes output_truncated artifacts artifacts_bytes
+    artifacts_truncated wall_seconds cpu_seconds peak_memory_bytes written_bytes runner
+    cancelled_by position pending_reason
 """.split()  # noqa: SIM905
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL"}
 

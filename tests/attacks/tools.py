@@ -25,7 +25,7 @@ from tests.client import Answer, Api, Person, exchange, new_address
 from tests.database import Transactions
 from tests.stack import Stack
 
-_PART = re.compile(r"\{(\w+)\}")
+_PART = re.compile(r"\{(\w+)\*?\}")
 
 
 # -- routes ----------------------------------------------------------------------------------------------------------
@@ -106,7 +106,8 @@ def belongings_of(person: Person, admin: Api) -> Belongings:
     The administrator makes a group for him.
     """
     secret = uuid.uuid4().hex
-    ended = person.api.submit(f"echo {secret}", name="private", env={"HIDDEN": secret[::-1]}, wait=30)
+    leave = f"mkdir artifacts; echo {secret} > artifacts/left"
+    ended = person.api.submit(f"echo {secret}; {leave}", name="private", env={"HIDDEN": secret[::-1]}, wait=30)
     assert ended["status"] == "COMPLETED", ended
     waiting = person.api.submit("true", delay=3600)
     token = person.api.post("/api/tokens", {"name": f"token of {person.username}"}).data
@@ -125,6 +126,7 @@ def belongings_of(person: Person, admin: Api) -> Belongings:
         "owner": [person.username],
         "script": [script],
         "version": ["1"],
+        "path": ["left"],
         "share_id": [str(share["id"])],
         "group": [group],
         "job_id": [ended["id"], waiting["id"]],

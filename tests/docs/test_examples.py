@@ -205,7 +205,8 @@ class Things:
     def put_into(self, source: str) -> str:
         """`source` about things that are there, and names that are not taken."""
         if document.JOB_ID in source:
-            job = self._post("/api/jobs?wait=20", {"code": "echo one; echo two >&2"})
+            leave = "mkdir -p artifacts/report; echo three > artifacts/report/index.html"
+            job = self._post("/api/jobs?wait=20", {"code": f"echo one; echo two >&2; {leave}"})
             source = source.replace(document.JOB_ID, job["id"])
         if "/api/tokens/7" in source:
             token = self._post("/api/tokens", {"name": "sample"})

@@ -38,6 +38,7 @@ LIMITS = JobLimits(
     file_size=24 * MiB,
     disk=32 * MiB,
     output=MiB,
+    artifacts=1 << 28,
 )
 PYTHON = next(path for path in ("/usr/bin/python3", "/usr/local/bin/python3") if os.path.exists(path))
 PATIENCE = 20.0
@@ -54,6 +55,7 @@ class Ran:
     exit: Exit
     stdout: bytes
     stderr: bytes
+    artifacts: bytes
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -119,9 +121,9 @@ async def read_line(fd: int) -> bytes:
 
 async def finish(process: Process) -> Ran:
     """Reads a job's output and waits for its end."""
-    stdout, stderr = await asyncio.gather(read(process.stdout), read(process.stderr))
+    said = await asyncio.gather(read(process.stdout), read(process.stderr), read(process.artifacts))
     async with asyncio.timeout(PATIENCE):
-        return Ran(await process.wait(), stdout, stderr)
+        return Ran(await process.wait(), *said)
 
 
 def command(interpreter: str, script: bytes, limits: JobLimits = LIMITS, **others: Any) -> Command:

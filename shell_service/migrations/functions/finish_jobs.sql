@@ -26,7 +26,7 @@ BEGIN
     SELECT * FROM json_to_recordset(p_results) AS r(
       job_id uuid, fence bigint, retry_in float8, status text, reason text, runner text, return_code int, signal text,
       wall_seconds float8, cpu_seconds float8, peak_memory_bytes bigint, written_bytes bigint, stdout_bytes bigint,
-      stderr_bytes bigint, output_truncated boolean)
+      stderr_bytes bigint, output_truncated boolean, artifacts int, artifacts_bytes bigint, artifacts_truncated boolean)
   LOOP
     DELETE FROM running_job r WHERE r.job_id = e.job_id AND r.fence = e.fence RETURNING r.* INTO g;
     CONTINUE WHEN NOT FOUND;
@@ -42,7 +42,8 @@ BEGIN
         reason = CASE WHEN e.status = 'CANCELLED' THEN 'cancelled by ' || g.cancelled_by ELSE e.reason END,
         return_code = e.return_code, signal = e.signal, wall_seconds = e.wall_seconds, cpu_seconds = e.cpu_seconds,
         peak_memory_bytes = e.peak_memory_bytes, written_bytes = e.written_bytes, stdout_bytes = e.stdout_bytes,
-        stderr_bytes = e.stderr_bytes, output_truncated = e.output_truncated
+        stderr_bytes = e.stderr_bytes, output_truncated = e.output_truncated, artifacts = e.artifacts,
+        artifacts_bytes = e.artifacts_bytes, artifacts_truncated = e.artifacts_truncated
       WHERE j.id = e.job_id AND coalesce(j.status, '') = '';
       CONTINUE WHEN NOT FOUND;
       v_jobs := v_jobs || e.job_id;
