@@ -64,6 +64,8 @@ def by_itself(known: Known) -> Ending:
         return "NODE_FAIL", "the process that held its sandbox died"
     if exit_.return_code == 0:
         return "COMPLETED", "exit code 0"
+    if exit_.refused:
+        return "FAILED", exit_.refused
     if known.over_memory:
         return passed("memory", used, limits)
     if exit_.signal == signal.SIGKILL and known.machine_out_of_memory:

@@ -66,7 +66,10 @@ class Bare:
             root.write(self._folder + b"/secrets/" + name, value, 0o400)
         home = self._folder + b"/home"
         os.chdir(home)
-        order.argv[1] = self._folder + b"/script"
+        if order.files:
+            order.argv[1] = home + order.argv[1].removeprefix(b"/job")
+        else:
+            order.argv[1] = self._folder + b"/script"
         order.env[:] = [b"HOME=" + home if pair == b"HOME=/job" else pair for pair in order.env]
 
     def kill_all(self) -> None:

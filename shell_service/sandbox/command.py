@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from shell_service.limits import JobLimits
 
@@ -30,13 +31,26 @@ class NoNetwork(SandboxError):
 
 
 @dataclass(frozen=True)
+class Files:
+    """Files that a job is given: they are unpacked into its home, and one of them is its script."""
+
+    #: On the host.
+    path: str
+    kind: Literal["tar", "tar.gz", "zip"]
+    #: Which of them, relative to the home.
+    entrypoint: str
+    #: Whether a ``#!`` line that it begins with decides how it is run. Without one the interpreter does.
+    own_line: bool
+
+
+@dataclass(frozen=True)
 class Command:
     """What to run: one attempt of a job.
 
     Raises ValueError for what no process can be given: a NUL byte, or a name that is none of a variable or secret.
     """
 
-    #: Path inside the sandbox, such as ``/bin/sh``.
+    #: Path inside the sandbox, such as ``/bin/sh``; empty for an entrypoint that can only be run by its own line.
     interpreter: str
     #: Bound read-only at ``/run/job/script``.
     script: bytes
@@ -48,11 +62,13 @@ class Command:
     stdin: bytes = b""
     #: Shown to it as files, by their names: ``/run/job/secrets/NAME``.
     secrets: Mapping[str, bytes] = field(default_factory=dict)
+    #: In place of the script.
+    files: Files | None = None
     #: What it may use.
     limits: JobLimits = field(kw_only=True)
 
     def __post_init__(self) -> None:
-        if not self.interpreter.startswith("/"):
+        if not (self.interpreter.startswith("/") or (self.files and self.files.own_line and not self.interpreter)):
             raise ValueError("the interpreter must be an absolute path")
         if any("\0" in text for text in (self.interpreter, *self.args, *self.env.values())):
             raise ValueError("a NUL character cannot be passed to a process")
@@ -86,3 +102,5 @@ class Exit:
     #: Files in its folder of artifacts that were kept, and that were left out: None where its init could not tell.
     artifacts: int = 0
     left_out: int | None = None
+    #: Why the script did not begin: the files that it was given could not be used.
+    refused: str | None = None

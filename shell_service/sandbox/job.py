@@ -25,6 +25,7 @@ from .protocol import (
     MAX_MESSAGE,
     PACKED,
     PACKED_BODY,
+    REFUSED,
     REPORT,
     REPORT_BODY,
     Order,
@@ -32,6 +33,7 @@ from .protocol import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
     from .bare import Bare
@@ -41,8 +43,9 @@ if TYPE_CHECKING:
 class Start:
     """What all inits of a launcher begin with."""
 
-    def __init__(self, walls: Walls | Bare) -> None:
-        self.walls = walls
+    def __init__(self, walls: Walls | Bare, unpack: Callable[[int, int], None] | None) -> None:
+        """`unpack` as in the module of that name, where there may be jobs that are given files."""
+        self.walls, self.unpack = walls, unpack
         #: In the init, its end of the job's socket. Made here, and there put on that descriptor.
         self.channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         self.launcher_died = select.poll()
@@ -50,7 +53,10 @@ class Start:
 
 
 def run(start: Start, descriptors: list[int]) -> NoReturn:
-    """The life of the init. `descriptors`: the job's socket, its standard streams, its order, a pipe for artifacts."""
+    """The life of the init.
+
+    `descriptors`: the job's socket, its standard streams, its order, a pipe for artifacts, and the files it is given.
+    """
     try:
         channel, walls = start.channel, start.walls
         os.dup2(descriptors[0], channel.fileno(), False)
@@ -59,7 +65,7 @@ def run(start: Start, descriptors: list[int]) -> NoReturn:
             io = os.open("/proc/self/io", os.O_RDONLY)  # while this process may open it
             order = Order.unpack(os.pread(descriptors[4], os.fstat(descriptors[4]).st_size, 0))
             shown = (os.pidfd_open(os.getpid()), *walls.enclose(order))  # before there may be no more descriptors
-            if not os.access(order.argv[0], os.X_OK):
+            if order.argv[0] and not os.access(order.argv[0], os.X_OK):
                 raise FileNotFoundError(f"no interpreter {os.fsdecode(order.argv[0])} in the sandbox")
             for number in range(3):
                 os.dup2(descriptors[1 + number], number)
@@ -68,7 +74,7 @@ def run(start: Start, descriptors: list[int]) -> NoReturn:
             if start.launcher_died.poll(0):
                 raise ProcessLookupError("the launcher has died")
             channel.sendmsg([held], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, b"".join(map(INT.pack, shown)))])
-            kernel.close_all_but(channel.fileno(), io, descriptors[5])
+            kernel.close_all_but(channel.fileno(), io, *descriptors[5:])
         except ProcessLookupError:
             os._exit(1)  # with the launcher; that the channel ends, too, says enough
         except Exception as error:
@@ -76,7 +82,7 @@ def run(start: Start, descriptors: list[int]) -> NoReturn:
             os._exit(1)
         if channel.recv(1) == GO:  # else the runner has let go of it
             before = _written(io)
-            ended = _run(walls, order)
+            ended = _run(start, order, descriptors[6:])
             usage = resource.getrusage(resource.RUSAGE_CHILDREN)
             used = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, _written(io) - before
             channel.send(REPORT + REPORT_BODY.pack(*ended, *used))
@@ -101,9 +107,9 @@ def _written(io: int) -> int:
     return int(os.pread(io, 512, 0).split()[3])  # after "rchar:", a number, and "wchar:"
 
 
-def _run(walls: Walls | Bare, order: Order) -> tuple[int, float]:
+def _run(start: Start, order: Order, files: list[int]) -> tuple[int, float]:
     """Runs the script; its wait status, and when it ended, once everything else that it started is gone."""
-    killed = []
+    walls, killed = start.walls, list[bool]()
 
     def kill(*_: object) -> None:
         killed.append(True)
@@ -113,6 +119,8 @@ def _run(walls: Walls | Bare, order: Order) -> tuple[int, float]:
     argv = order.argv
     try:
         walls.begin(order)
+        if files and (status := _unpack(start, order, files[0], killed)):
+            return status, time.monotonic()
         variables = dict(pair.split(b"=", 1) for pair in order.env)
         script = os.posix_spawn(argv[0], argv, variables, setsigmask=(), setsigdef=kernel.SIGNALS)
     except OSError as error:
@@ -132,3 +140,54 @@ def _run(walls: Walls | Bare, order: Order) -> tuple[int, float]:
         elif not pid:
             walls.kill_all()
             os.waitpid(-1, 0)
+
+
+def _unpack(start: Start, order: Order, files: int, killed: list[bool]) -> int:
+    """Has a child unpack the files that the job is given; 0, or the wait status that it has ended with instead."""
+    child = os.fork()
+    if not child:
+        try:
+            _signal.signal(KILL_ALL, _signal.SIG_DFL)
+            if start.unpack is None:
+                raise RuntimeError("This launcher cannot unpack files.")
+            start.unpack(files, order.files - 1)
+            os._exit(0)
+        except Exception as error:
+            _refuse(start, error)
+        finally:
+            os._exit(1)
+    if killed:
+        start.walls.kill_all()  # it came before there was anything
+    os.close(files)
+    _, status = os.waitpid(child, 0)
+    try:
+        if not status:
+            _choose(order)
+        return status
+    except ValueError as error:
+        _refuse(start, error)
+        return 1 << 8
+
+
+def _refuse(start: Start, error: Exception) -> None:
+    start.channel.send(REFUSED + str(error).encode(errors="replace")[: MAX_MESSAGE - 1])
+
+
+def _choose(order: Order) -> None:
+    """Lets the entrypoint be run by itself where its first line says how. Raises ValueError where it cannot be run."""
+    entrypoint = order.argv[1]
+    name = os.fsdecode(entrypoint).removeprefix(f"{os.getcwd()}/")
+    try:
+        file = os.open(entrypoint, os.O_RDONLY | os.O_NOFOLLOW)
+        own_line = order.own_line and os.read(file, 2) == b"#!"
+        os.fchmod(file, 0o755)
+        os.close(file)
+    except OSError:
+        raise ValueError(f"There is no file {name} to begin with; entrypoint must name one of the files.") from None
+    if own_line:
+        del order.argv[0]
+    elif not order.argv[0]:
+        raise ValueError(
+            f"The entrypoint {name} cannot be run: it ends neither in .py nor in .sh and does not begin with #!; name "
+            "its interpreter as shell."
+        )

@@ -36,6 +36,8 @@ from .walls import Walls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .bare import Bare
 
 
@@ -62,6 +64,9 @@ def main(fd: int) -> None:
         programs = [os.pread(descriptor, 1 << 20, 0) for descriptor in descriptors]
         for descriptor in descriptors:
             os.close(descriptor)
+        unpack: Callable[[int, int], None] | None = None
+        if setup.unpacks:
+            from .unpack import unpack  # with much that others can do without, and while it is in reach
         walls: Walls | Bare
         way_out: slirp.Slirp | None = None
         if setup.way == Setup.BARE:
@@ -72,7 +77,7 @@ def main(fd: int) -> None:
             way_out = isolate(setup, control, *programs[2:])
             walls = Walls(setup, programs[:2])
         settle(spawner)
-        start = job.Start(walls)
+        start = job.Start(walls, unpack)
     except ProcessLookupError:
         return  # the spawner has died; that the control socket ends, too, says enough
     except Exception as error:
@@ -202,7 +207,7 @@ class Launcher:
 
     def _start(self, number: int, descriptors: list[int]) -> None:
         try:
-            if len(descriptors) != 6:
+            if len(descriptors) not in (6, 7):
                 raise OSError("too many files are open in the launcher")
             pid, pidfd = kernel.clone(self._begin.walls.namespaces)
         except OSError as error:

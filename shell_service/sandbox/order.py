@@ -10,7 +10,7 @@ import resource
 from shell_service.limits import JobLimits
 
 from .command import Command, SandboxError
-from .protocol import Order
+from .protocol import FOLDERS, KINDS, Order
 
 #: Of linux/resource.h; Python has no name for it.
 RLIMIT_SIGPENDING = 11
@@ -32,7 +32,9 @@ ENV = {
 
 def order(command: Command) -> Order:
     """Raises SandboxError where this machine cannot give what the job may use."""
-    argv = (command.interpreter, "/run/job/script", *command.args)
+    files = command.files
+    script = f"{FOLDERS[0]}/{files.entrypoint}" if files else "/run/job/script"
+    argv = (command.interpreter, script, *command.args)
     env = {**ENV, **command.env}
     return Order(
         [text.encode(errors="surrogateescape") for text in argv],
@@ -44,6 +46,8 @@ def order(command: Command) -> Order:
         kernel_limits(command.limits),
         command.limits.artifacts,
         MAX_ARTIFACTS,
+        KINDS.index(files.kind) + 1 if files else 0,
+        files is not None and files.own_line,
     )
 
 

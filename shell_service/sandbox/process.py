@@ -37,6 +37,7 @@ from .protocol import (
     PACKED_BODY,
     PID,
     READY,
+    REFUSED,
     REPORT,
     REPORT_BODY,
     RESTRICT,
@@ -126,7 +127,7 @@ class Process:
         """Everything is gone. What the init reported of the script counts; without a report, the init was killed."""
         status: int = signal.SIGKILL
         written_bytes, ended_at = None, None
-        artifacts, left_out = 0, None
+        artifacts, left_out, refused = 0, None, None
         with contextlib.suppress(OSError):
             while message := self._sock.recv(MAX_MESSAGE):
                 if message[:1] == REPORT:
@@ -134,6 +135,8 @@ class Process:
                     lost = False
                 elif message[:1] == PACKED:
                     artifacts, left_out = PACKED_BODY.unpack(message[1:])
+                elif message[:1] == REFUSED:
+                    refused = message[1:].decode(errors="replace")
         code = os.waitstatus_to_exitcode(status)
         return_code, number = (code, None) if code >= 0 else (None, -code)
         self._sock.close()
@@ -142,7 +145,7 @@ class Process:
         self._pidfd = -1
         used = cpu_seconds, peak_memory_bytes, written_bytes
         full = dict(filter(None, map(_full, FOLDERS, self.file_systems)))
-        self._remove(Exit(return_code, number, *used, ended_at, full, lost, artifacts, left_out))
+        self._remove(Exit(return_code, number, *used, ended_at, full, lost, artifacts, left_out, refused))
 
     def _remove(self, ended: Exit) -> None:
         file_systems, self.file_systems = self.file_systems, ()
@@ -300,6 +303,9 @@ class Launcher:
             told = memory_file(order(command).pack())
             given.callback(os.close, told)
             fds = [theirs.fileno(), stdin, stdout[1], stderr[1], told, artifacts[1]]
+            if command.files:
+                fds.append(os.open(command.files.path, os.O_RDONLY))
+                given.callback(os.close, fds[-1])
             self._send_start(number, fds)
             given.close()
             self._jobs[number] = None

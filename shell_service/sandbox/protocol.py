@@ -12,8 +12,8 @@ On the launcher's control socket (SEQPACKET, so a message is a datagram that arr
 - RESTRICT with another filter of frames, unanswered.
 
 On a job's own socket: its init sends HELD, with a pidfd of itself, its file systems and all its mounts, or FAILED; the
-runner sends GO; the init REPORT when the script and all that it started has ended, and PACKED when its artifacts are
-written.
+runner sends GO; the init REFUSED, with a sentence, if the job's files cannot be unpacked, REPORT when the script and
+all that it started has ended, and PACKED when its artifacts are written.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 READY, FAILED, ENTERED, MAPPED, START, TERMINATE, ENDED, RESTRICT = (bytes([kind]) for kind in range(1, 9))
-HELD, GO, REPORT, FORK, STARTED, PACKED = (bytes([kind]) for kind in range(9, 15))
+HELD, GO, REPORT, FORK, STARTED, PACKED, REFUSED = (bytes([kind]) for kind in range(9, 16))
 MAX_MESSAGE = 4096
 #: What a job can write to: each is a file system of its own, in memory. Their descriptors come with HELD.
 FOLDERS = ("/job", "/tmp", "/dev/shm")
+#: How the files that a job is given come: as these kinds of archives, by their number from 1 on; 0: there are none.
+KINDS = ("tar", "tar.gz", "zip")
 #: Of a kernel that shares processors between sessions; sched(7).
 AUTOGROUP = "/proc/self/autogroup"
 #: SIGUSR1 to an init: kill all but yourself, and report.
@@ -42,23 +44,26 @@ HELD_BODY = struct.Struct("<iQ")  # pid, start time
 REPORT_BODY = struct.Struct("<iddqq")
 PACKED_BODY = struct.Struct("<II")  # artifacts that were kept, and that were left out
 ENDED_BODY = struct.Struct("<Qdq")  # the job's number; CPU seconds and largest resident set, the init's included
-_SETUP = struct.Struct("<B4Q")
-_ORDER = struct.Struct("<7I2QI")
+_SETUP = struct.Struct("<BB4Q")
+_ORDER = struct.Struct("<7I2QIBB")
 _LIMIT = struct.Struct("<IQQ")
 
 
 class Setup:
-    """What a launcher is told once: its way, the user and group that jobs run as, and sizes of file systems."""
+    """What a launcher is told once: its way, the user and group that jobs run as, and sizes of file systems.
+
+    `unpacks` tells whether there may be jobs that are given files.
+    """
 
     #: Ways: with walls; with walls around a user that the runner maps; without walls.
     WALLS, MAPPED, BARE = range(3)
 
-    def __init__(self, way: int, uid: int, gid: int, tmp_size: int, shm_size: int) -> None:
-        self.way, self.uid, self.gid = way, uid, gid
+    def __init__(self, way: int, unpacks: bool, uid: int, gid: int, tmp_size: int, shm_size: int) -> None:
+        self.way, self.unpacks, self.uid, self.gid = way, unpacks, uid, gid
         self.tmp_size, self.shm_size = tmp_size, shm_size
 
     def pack(self) -> bytes:
-        return _SETUP.pack(self.way, self.uid, self.gid, self.tmp_size, self.shm_size)
+        return _SETUP.pack(self.way, self.unpacks, self.uid, self.gid, self.tmp_size, self.shm_size)
 
     @classmethod
     def unpack(cls, data: bytes) -> Setup:
@@ -70,7 +75,8 @@ class Order:
 
     None of the texts holds a NUL. `env` holds NAME=value, `disk` bytes, `limits` soft and hard ones by their numbers
     in the ``resource`` module; `processors` are those to run on, where it may not use all. Of its artifacts
-    `most_files` are kept, with `most_bytes`.
+    `most_files` are kept, with `most_bytes`. `files` is the kind of the files that it is given: then the second
+    argument is a path below its home, and with `own_line` the first does not count where that file begins with ``#!``.
     """
 
     def __init__(
@@ -84,17 +90,22 @@ class Order:
         limits: Mapping[int, tuple[int, int]],
         most_bytes: int,
         most_files: int,
+        files: int,
+        own_line: bool,
     ) -> None:
         self.argv, self.env, self.script, self.secrets = argv, env, script, secrets
         self.disk, self.processors, self.limits = disk, processors, limits
         self.most_bytes, self.most_files = most_bytes, most_files
+        self.files, self.own_line = files, own_line
 
     def pack(self) -> bytes:
         texts = b"\0".join((*self.argv, *self.env, *self.secrets))
         parts = self.argv, self.env, self.secrets, self.processors, self.limits, texts, self.script
         return b"".join(
             (
-                _ORDER.pack(*map(len, parts), self.disk, self.most_bytes, self.most_files),
+                _ORDER.pack(
+                    *map(len, parts), self.disk, self.most_bytes, self.most_files, self.files, bool(self.own_line)
+                ),
                 struct.pack(f"<{len(self.processors)}I", *self.processors),
                 struct.pack(f"<{len(self.secrets)}I", *map(len, self.secrets.values())),
                 *(_LIMIT.pack(number, *pair) for number, pair in self.limits.items()),
@@ -107,7 +118,7 @@ class Order:
     @classmethod
     def unpack(cls, data: bytes) -> Order:
         """The order again. Raises ValueError where a text holds a NUL."""
-        arguments, variables, secrets, processors, limits, length, script, disk, *most = _ORDER.unpack_from(data)
+        arguments, variables, secrets, processors, limits, length, script, disk, *others = _ORDER.unpack_from(data)
         at = _ORDER.size
         numbers = struct.unpack_from(f"<{processors}I", data, at)
         at += 4 * processors
@@ -128,4 +139,4 @@ class Order:
         for name, size in zip(texts[names:], sizes, strict=True):
             values[name] = data[at : at + size]
             at += size
-        return cls(texts[:arguments], texts[arguments:names], code, values, disk, numbers, pairs, *most)
+        return cls(texts[:arguments], texts[arguments:names], code, values, disk, numbers, pairs, *others)

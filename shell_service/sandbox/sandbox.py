@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
-from typing import Literal, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 from shell_service import settings
 from shell_service.limits import JobLimits
@@ -55,6 +55,14 @@ class Facts(TypedDict):
     missing: str | None
 
 
+class _Kind(NamedTuple):
+    """Which jobs a launcher starts: whose, whether their network has a way out, and whether they are given files."""
+
+    user_id: int
+    network: bool = False
+    files: bool = False
+
+
 class Sandbox:
     """Makes sandboxes for the jobs of one runner process, and in the thread of its event loop."""
 
@@ -68,24 +76,25 @@ class Sandbox:
         self._spawner, self._remains = Spawner(), Remains()
         # Else the kernel gives each session as much of them as all of this service, and a user could make hundreds.
         self._sessions = groups or not os.path.exists(AUTOGROUP)
-        self._launchers: dict[tuple[int, bool], Launcher] = {}  # by user and whether there is a way out
+        self._launchers: dict[_Kind, Launcher] = {}
         self._filters: list[int] = []
         self._network: Network | None = None
         self._no_network: str | None = None  # why, by the last test
 
-    async def prepare(self, user_id: int, network: bool = False) -> Launcher:
-        """The launcher of a user, ready; with `network` for jobs whose network has a way out.
+    async def prepare(self, user_id: int, network: bool = False, files: bool = False) -> Launcher:
+        """The launcher of a user, ready; with `network` for jobs whose network has a way out, with `files` for those
+        that are given files.
 
         Raises SandboxError, which is NoNetwork if the last `test_network` said so.
         """
         if network and self._no_network:
             raise NoNetwork(f"The runner cannot give jobs the network: {self._no_network}.")
-        return await self._ready(user_id, network)
+        return await self._ready(_Kind(user_id, network, files))
 
-    async def _ready(self, user_id: int, network: bool) -> Launcher:
-        launcher = self._launchers.get((user_id, network))
+    async def _ready(self, kind: _Kind) -> Launcher:
+        launcher = self._launchers.get(kind)
         if launcher is None:
-            launcher = self._new(user_id, network)
+            launcher = self._new(kind)
         await launcher.connect()
         return launcher
 
@@ -121,7 +130,7 @@ class Sandbox:
         except uids.NotMapped as error:
             logger.warning("jobs of all users share this uid: %s", error.detail)
             self._uids = uids.Shared()
-            self._end(0, network=False)
+            self._end(_Kind(0))
         except SandboxError:
             pass  # for another reason, which the test of all will tell
 
@@ -157,7 +166,7 @@ class Sandbox:
             self._no_network = "there is no sandbox around them"
             return
         try:
-            await self._ready(0, network=True)
+            await self._ready(_Kind(0, network=True))
             self._no_network = None
         except SandboxError as error:
             self._no_network = NO_PROGRAM if NO_PROGRAM in error.detail else NOT_ALLOWED
@@ -165,7 +174,7 @@ class Sandbox:
                 detail = error.detail.strip().splitlines()[-1]
                 logger.warning("jobs cannot be given the network: %s; %s", detail, NETWORK_HINT)
 
-    def _new(self, user_id: int, network: bool) -> Launcher:
+    def _new(self, kind: _Kind) -> Launcher:
         if self._walls and not self._filters:
             try:
                 self._filters = [memory_file(seccomp.program(system_v, self._sessions)) for system_v in (True, False)]
@@ -173,19 +182,19 @@ class Sandbox:
                 raise SandboxError(UNAVAILABLE, f"no system call filter: {error}") from error
         o, ids = self._options, self._uids
         way = Setup.BARE if not self._walls else Setup.MAPPED if ids.kind == "subordinate" else Setup.WALLS
-        setup = Setup(way, *ids.of(user_id), o.tmp_size, o.shm_size)
+        setup = Setup(way, kind.files, *ids.of(kind.user_id), o.tmp_size, o.shm_size)
 
         def used(launcher: Launcher) -> None:
-            self._launchers[user_id, network] = launcher
+            self._launchers[kind] = launcher
             self._evict(launcher)
 
-        way_out = self._way_out() if network else None
+        way_out = self._way_out() if kind.network else None
         return Launcher(
             self._spawner,
             setup,
             self._filters,
             way_out,
-            lambda pid: ids.map(pid, user_id),
+            lambda pid: ids.map(pid, kind.user_id),
             used,
             o.launcher_idle_seconds,
             self._remains,
@@ -200,8 +209,8 @@ class Sandbox:
         return self._network
 
     def _restrict(self) -> None:
-        for (_, network), launcher in list(self._launchers.items()):
-            if network and self._network is not None:
+        for kind, launcher in list(self._launchers.items()):
+            if kind.network and self._network is not None:
                 launcher.restrict(self._network.frames)
 
     def _evict(self, wanted: Launcher) -> None:
@@ -213,9 +222,9 @@ class Sandbox:
         idle = [key for key, other in self._launchers.items() if not other.busy and other is not wanted]
         random.shuffle(idle)
         for key in idle[: max(0, len(self._launchers) - self._options.max_launchers)]:
-            self._end(*key)
+            self._end(key)
 
-    def _end(self, user_id: int, network: bool) -> None:
-        launcher = self._launchers.pop((user_id, network), None)
+    def _end(self, kind: _Kind) -> None:
+        launcher = self._launchers.pop(kind, None)
         if launcher:
             launcher.close()
