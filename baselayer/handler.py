@@ -96,6 +96,7 @@ class Endpoint:
     media: str = "application/json"
     action: str | None = None
     etag: bool = False
+    form: bool = False
 
 
 @dataclass(frozen=True)
@@ -170,15 +171,16 @@ def endpoint(
     media: str = "application/json",
     action: str | None = None,
     etag: bool = False,
+    form: bool = False,
 ) -> Callable[[Callable[..., Awaitable[Any]]], Callable[..., Coroutine[Any, Any, None]]]:
     """Declare a handler method.
 
     `scope` is what the token needs (or `PUBLIC`, or `ANY`); `body` and `query` check what comes in; `answer` describes
     ``data``; `errors` are those that this method raises itself; `headers` are the request headers that it reads;
     `media` is the type of a streamed answer; `action` is what is done, such as ``token.create``, where something is;
-    `etag` tells that the answer has one.
+    `etag` tells that the answer has one; `form`, of a `forms.FormHandler`, that the body may be a form with files.
     """
-    declared = Endpoint(scope, body, query, answer, tuple(errors), tuple(headers), media, action, etag)
+    declared = Endpoint(scope, body, query, answer, tuple(errors), tuple(headers), media, action, etag, form)
 
     def decorate(method: Callable[..., Awaitable[Any]]) -> Callable[..., Coroutine[Any, Any, None]]:
         @functools.wraps(method)
@@ -236,6 +238,20 @@ class Handler(web.RequestHandler):
 
     async def check(self, declared: Endpoint) -> Call:
         """Authenticate and authorise the caller, then check query and body."""
+        await self.admit(declared)
+        on_behalf_of.set(self.caller.user_id if self.caller else self.request.remote_ip)
+        query = self._check_query(declared.query)
+        return Call(self, self.caller, await self.read_body(declared.body), query)
+
+    async def read_body(self, schema_type: type[Schema] | None) -> dict[str, Any]:
+        """What the body says, checked. Raises `ApiError`."""
+        if len(self.request.body) < LARGE_BODY:
+            return self._check_body(schema_type)
+        # Such as a batch of a thousand jobs: others have their turn meanwhile.
+        return await asyncio.to_thread(self._check_body, schema_type)
+
+    async def admit(self, declared: Endpoint) -> None:
+        """Authenticate the caller, and see to it that his token is good for this."""
         self.declared = declared
         if declared.scope != PUBLIC:
             self.caller = await self.context.authenticator.authenticate(
@@ -243,19 +259,13 @@ class Handler(web.RequestHandler):
             )
             if declared.scope != ANY:
                 self.caller.require(declared.scope)
-        on_behalf_of.set(self.caller.user_id if self.caller else self.request.remote_ip)
-        query = self._check_query(declared.query)
-        if len(self.request.body) < LARGE_BODY:
-            body = self._check_body(declared.body)
-        else:  # such as a batch of a thousand jobs: others have their turn meanwhile
-            body = await asyncio.to_thread(self._check_body, declared.body)
-        return Call(self, self.caller, body, query)
 
     def schema_context(self) -> Any:
         """What schemas find with ``Context.get()`` while they check a request."""
         return None
 
-    def _load(self, schema: Schema, data: dict[str, Any], noun: str) -> dict[str, Any]:
+    def load(self, schema: Schema, data: dict[str, Any], noun: str) -> dict[str, Any]:
+        """What a schema makes of this. Raises `InvalidRequest`."""
         try:
             with MarshmallowContext(self.schema_context()):
                 loaded: dict[str, Any] = schema.load(data)
@@ -267,7 +277,7 @@ class Handler(web.RequestHandler):
     def _check_query(self, schema_type: type[Schema] | None) -> dict[str, Any]:
         if schema_type is None and not self.request.query_arguments:
             return {}
-        schema = _checker(schema_type)
+        schema = checker(schema_type)
         if len(self.request.query_arguments) > _MOST_PARAMETERS:
             raise errors.InvalidRequest("There are too many query parameters.")
         values: dict[str, Any] = {}
@@ -280,15 +290,15 @@ class Handler(web.RequestHandler):
                 raise errors.InvalidRequest(
                     f"The query parameter {name[:64]} is given more than once.", {name[:64]: ["Given more than once."]}
                 )
-            values[name] = _from_text(schema.fields.get(name), texts[0])
-        return self._load(schema, values, "query parameter")
+            values[name] = from_text(schema.fields.get(name), texts[0])
+        return self.load(schema, values, "query parameter")
 
     def _check_body(self, schema_type: type[Schema] | None) -> dict[str, Any]:
         body = self.request.body
         if not body and schema_type is None:
             return {}
         if not body and not _required(schema_type):
-            return self._load(_checker(schema_type), {}, "field")
+            return self.load(checker(schema_type), {}, "field")
         kind, _, parameters = self.request.headers.get("Content-Type", "").partition(";")
         if kind.strip().lower() != "application/json" or "Content-Encoding" in self.request.headers:
             raise errors.UnsupportedMediaType
@@ -302,7 +312,7 @@ class Handler(web.RequestHandler):
             raise errors.InvalidRequest(f"The body is not valid JSON: {error}.") from None
         if not isinstance(data, dict):
             raise errors.InvalidRequest("The body must be a JSON object.")
-        return self._load(_checker(schema_type), data, "field")
+        return self.load(checker(schema_type), data, "field")
 
     async def cancel_when_closed(self, work: Coroutine[Any, Any, R]) -> R:
         self._running = asyncio.ensure_future(work)
@@ -312,6 +322,7 @@ class Handler(web.RequestHandler):
             self._running = None
 
     def on_connection_close(self) -> None:
+        super().on_connection_close()
         self._leave()
         if self._running:
             self._running.cancel()
@@ -410,7 +421,7 @@ def _api_error(status: int, cause: BaseException | None) -> ApiError:
     return kinds.get(status, errors.InvalidRequest if 400 <= status < 500 else ApiError)()
 
 
-def _from_text(expected: marshmallow.fields.Field[Any] | None, text: str) -> Any:
+def from_text(expected: marshmallow.fields.Field[Any] | None, text: str) -> Any:
     """The value that `text` of a query stands for, where the schema expects a number or a flag."""
     if isinstance(expected, Whole) and re.fullmatch(r"-?\d{1,18}", text, re.ASCII):
         return int(text)
@@ -422,10 +433,10 @@ def _from_text(expected: marshmallow.fields.Field[Any] | None, text: str) -> Any
 
 
 @functools.cache
-def _checker(schema_type: type[Schema] | None) -> Schema:
+def checker(schema_type: type[Schema] | None) -> Schema:
     """An instance that refuses what it does not know; made once, as making it costs more than a check."""
     return (schema_type or Schema)(unknown=marshmallow.RAISE)
 
 
 def _required(schema_type: type[Schema] | None) -> bool:
-    return any(item.required for item in _checker(schema_type).fields.values())
+    return any(item.required for item in checker(schema_type).fields.values())

@@ -75,6 +75,19 @@ _MEDIA: dict[str, Json] = {
     "application/octet-stream": {},
 }
 
+_FORM: Json = {
+    "type": "object",
+    "description": "The fields of the JSON body, lists and objects as JSON, and files: some, or an archive.",
+    "properties": {
+        "files[]": {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "description": "Files; the name of each is its path, with slashes between folders.",
+        },
+        "archive": {"type": "string", "format": "binary", "description": "A .tar.gz or a .zip of files instead."},
+    },
+}
+
 
 @dataclass(frozen=True)
 class About:
@@ -233,7 +246,8 @@ class _Writer:
             example = self._about.examples.get(declared.body, {})
             required = any(item.required for item in declared.body().fields.values())
             content: Json = {"schema": schema, "example": example}
-            operation["requestBody"] = {"required": required, "content": {"application/json": content}}
+            forms = {"multipart/form-data": {"schema": _FORM}} if declared.form else {}
+            operation["requestBody"] = {"required": required, "content": {"application/json": content, **forms}}
         operation["x-codeSamples"] = code_samples.samples(
             method,
             self._about.server + self._example_path(route),

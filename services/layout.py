@@ -37,8 +37,9 @@ def prepare_folders(settings: Settings) -> None:
         settings.data_dir: pass_through,
         settings.run_dir: pass_through,
         settings.log_dir: private,
-        # What is made in these two gets the folder's group: outputs that of those who read them, sockets nginx's.
+        # What is made in these gets the folder's group: outputs and uploads the services' own, sockets nginx's.
         settings.output_dir: 0o2750 if account else 0o700,
+        settings.upload_dir: 0o2770 if account else 0o700,  # they are made by the web workers, and read by runners
         settings.socket_dir: 0o2711 if router else 0o700,
         settings.secrets_dir: private,
         settings.site_dir: 0o755,
@@ -46,7 +47,11 @@ def prepare_folders(settings: Settings) -> None:
     groups = {}
     if account and router:
         _check_accounts(settings)
-        groups = {settings.output_dir: account.gid, settings.socket_dir: router.gid}
+        groups = {
+            settings.output_dir: account.gid,
+            settings.upload_dir: account.gid,
+            settings.socket_dir: router.gid,
+        }
     for folder, mode in folders.items():
         rendering.check_path(folder, "data_dir")
         try:

@@ -33,6 +33,7 @@ from shell_service.secrets import Keyring
 from shell_service.settings import Settings
 from shell_service.streams import Ticker
 from shell_service.submissions import Limits, Stored, Submission
+from shell_service.uploads import UploadStore
 
 _SMALL = 100_000  # characters that are written out and sent within a millisecond: on the event loop
 _RECORDS = 20  # that are read at once: each may hold some megabytes
@@ -50,6 +51,7 @@ class App:
     hub: Hub
     ticker: Ticker
     reader: OutputReader
+    uploads: UploadStore
     rules: JobRules
     limits: Limits
     keyring: Keyring
@@ -112,6 +114,7 @@ def make_app(
         hub=Hub(database),
         ticker=Ticker(),
         reader=OutputReader(outputs),
+        uploads=UploadStore(settings.upload_dir, settings.uploads, settings.runner.min_free),
         rules=JobRules(settings.jobs, shells),
         limits=limits,
         keyring=keyring,

@@ -13,7 +13,7 @@ from functools import partial
 
 from baselayer.failpoint import FailPoints
 from baselayer.share import LoopShare
-from shell_service import ends
+from shell_service import ends, uploads
 from shell_service.capture import Capture, MaskedCapture
 from shell_service.ends import Ending
 from shell_service.journal import Journal
@@ -22,10 +22,11 @@ from shell_service.models import MAX_RETRY_DELAY
 from shell_service.output import Kept, OutputStore
 from shell_service.queue import Claim, Fenced, Result
 from shell_service.room import Memory
-from shell_service.sandbox import UNAVAILABLE, Command, Exit, NoNetwork, Process, Sandbox, SandboxError
+from shell_service.sandbox import UNAVAILABLE, Command, Exit, Files, NoNetwork, Process, Sandbox, SandboxError
 from shell_service.sandbox.cgroup import Group, Groups
 from shell_service.sandbox.gauge import Gauge, Usage, Watch
 from shell_service.sandbox.tree import Tree
+from shell_service.uploads import UploadStore
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Means:
     kill_grace: float
     sandbox: Sandbox
     outputs: OutputStore
+    uploads: UploadStore
     journal: Journal
     gauge: Gauge
     #: None where the kernel cannot hold limits for a job as a whole.
@@ -129,7 +131,7 @@ class Attempt:
     async def _start(self) -> Process:
         claim, means = self.claim, self._means
         command = await self._command()
-        launcher = await means.sandbox.prepare(claim.user_id, claim.network)
+        launcher = await means.sandbox.prepare(claim.user_id, claim.network, command.files is not None)
         process = self._process = await launcher.start(command)
         self._captures = (
             self._capture("stdout", process.stdout),
@@ -151,9 +153,7 @@ class Attempt:
         claim = self.claim
         if claim.network and not claim.may_network:
             raise ValueError("You may not give jobs the network any more; an administrator can allow it.")
-        interpreter = self._means.shells.get(claim.shell)
-        if interpreter is None:
-            raise ValueError(f"This runner does not have the interpreter {claim.shell}.")
+        files, interpreter = self._files(), self._interpreter()
         if claim.all_secrets:
             self._secrets = await self._means.read_secrets(claim)
             self._mask = await asyncio.to_thread(Mask, self._secrets.values())
@@ -172,8 +172,27 @@ class Attempt:
             env,
             claim.stdin.encode(),
             {name: self._secrets[name] for name in claim.secrets},
+            files,
             limits=claim.limits,
         )
+
+    def _interpreter(self) -> str:
+        claim, shells = self.claim, self._means.shells
+        if claim.entrypoint is not None and claim.shell == uploads.AUTO:
+            shell = uploads.ending(claim.entrypoint, shells)
+            return shells[shell] if shell else ""
+        if claim.shell not in shells:
+            raise ValueError(f"This runner does not have the interpreter {claim.shell}.")
+        return shells[claim.shell]
+
+    def _files(self) -> Files | None:
+        claim = self.claim
+        if claim.upload is None or claim.upload_kind is None or claim.entrypoint is None:
+            return None
+        path = self._means.uploads.path(claim.upload, claim.upload_kind)
+        if not path.exists():
+            raise ValueError("The files that this job was given are not there any more.")
+        return Files(str(path), claim.upload_kind, claim.entrypoint, claim.shell == uploads.AUTO)
 
     def _file(self, stream: Kept) -> Callable[[], int]:
         """What makes the file of a stream, when there is something for it."""

@@ -108,6 +108,8 @@ _JOB = {
     "status": "COMPLETED",
     "reason": "exit code 0",
     "code": "for i in 1 2 3; do echo $i; done",
+    "upload": None,
+    "entrypoint": None,
     "shell": "sh",
     "args": [],
     "env": {},
@@ -212,6 +214,9 @@ _RUNNER_FACTS = {
 _PARAMETER = {"name": "days", "type": "integer", "help": "How many days to keep.", "default": 7, "minimum": 1}
 _SAID = {
     "code": 'echo "kept for $days days"',
+    "upload": None,
+    "files": None,
+    "entrypoint": None,
     "shell": "sh",
     "parameters": [
         {
@@ -294,6 +299,7 @@ _COUNTS = dict.fromkeys(STATUSES, 0) | {"RUNNING": 2, "COMPLETED": 512, "FAILED"
 
 EXAMPLES: dict[type[Schema], Any] = {
     schemas.JobRequest: _JOB_REQUEST,
+    schemas.SubmitRequest: _JOB_REQUEST,
     schemas.BatchRequest: {"jobs": [{"code": "echo one"}, {"code": "echo two", "priority": 5}]},
     schemas.Filters: {"name": "hello", "status": "PENDING"},
     user_schemas.TokenRequest: {"name": "laptop", "scopes": ["jobs:read"], "expires_in": schemas.DAY},
@@ -384,21 +390,21 @@ def build(server: str, jobs: Jobs, limits: Limits, shells: Mapping[str, str] | N
     about = About("Shell Service", __version__, DESCRIPTION, server, MEANINGS, PARAMETERS, EXAMPLES)
     found = openapi.document(routes(), about)
     components = found["components"]["schemas"]
-    for request in ("JobRequest", "Overrides"):
+    for request in ("JobRequest", "SubmitRequest", "Overrides"):
         components[request]["not"] = {
             "required": ["run_at", "delay"],
             "properties": {"run_at": {"type": "string"}, "delay": {"type": "number"}},
         }
     components["ShareRequest"]["oneOf"] = [{"required": ["user"]}, {"required": ["group"]}]
-    for request in ("JobRequest", "ScriptRequest", "ScriptChange"):
+    for request in ("JobRequest", "SubmitRequest", "ScriptRequest", "ScriptChange"):
         components[request]["properties"]["code"]["oneOf"][0]["maxLength"] = int(jobs.max_code)
         if shells:
             components[request]["properties"]["shell"]["enum"] = list(shells)
     for name in NAMES:
         _describe(components["JobLimitsRequest"]["properties"][name], name, limits)
-    for request in ("JobRequest", "Defaults", "Overrides"):
+    for request in ("JobRequest", "SubmitRequest", "Defaults", "Overrides"):
         _bound(components[request]["properties"], jobs)
-    for request in ("JobRequest", "Defaults", "Overrides", "RerunRequest"):
+    for request in ("JobRequest", "SubmitRequest", "Defaults", "Overrides", "RerunRequest"):
         _describe(components[request]["properties"]["timeout"], "timeout", limits)
     return found
 

@@ -122,8 +122,8 @@ def _standing(*more: SQLColumnExpression[Any]) -> Select[*tuple[Any, ...]]:
 def _wide(*more: SQLColumnExpression[Any]) -> Select[*tuple[Any, ...]]:
     """Everything that a record is made of, but what may be long; and more."""
     names = (
-        "priority, shell, timeout, limits, network, secrets_in_env, script, script_version, share_output,"
-        " schedule_id, fired_for, pinned, notify, run_at,"
+        "priority, upload, entrypoint, shell, timeout, limits, network, secrets_in_env, script, script_version,"
+        " share_output, schedule_id, fired_for, pinned, notify, run_at,"
         " retries, retry_delay, on_lost, created_at,"
         " modified, return_code, signal, finished_at, stdout_bytes, stderr_bytes, output_truncated, artifacts,"
         " artifacts_bytes, artifacts_truncated, wall_seconds, cpu_seconds, peak_memory_bytes, written_bytes,"
@@ -168,7 +168,7 @@ _LONG = (Job.args, Job.env, Job.secrets, Job.secret_env, Job.parameters)
 RECORD = _wanted(_wide(Job.code, *_LONG))
 REQUEST = _wanted(
     _standing(
-        *(Job.priority, Job.code, Job.shell, Job.args, Job.env, Job.stdin, Job.timeout),
+        *(Job.priority, Job.code, Job.upload, Job.entrypoint, Job.shell, Job.args, Job.env, Job.stdin, Job.timeout),
         *(Job.retries, Job.retry_delay, Job.on_lost, Job.limits, Job.network, Job.secrets, Job.secrets_in_env),
         *(Job.secret_env, Job.script_id, Job.script, Job.script_version, Job.parameters, Job.share_output),
         Job.notify,

@@ -150,13 +150,29 @@ class Script(Base):
         return or_(viewer.is_admin, cls.user_id == viewer.user_id, shared)
 
 
+class Upload(Base):
+    """Files that jobs are given, once for all that are given the same: see `uploads`."""
+
+    __tablename__ = "upload"
+
+    digest: Mapped[bytes] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    size: Mapped[int] = mapped_column(BigInteger)
+    #: Path, size, SHA-256 and whether it begins with #! of each; null where they came as an archive.
+    files: Mapped[list[list[Any]] | None] = mapped_column(JSONB(none_as_null=True))
+    used_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+
+
 class Content(Base):
     """What a version says to run, once for all versions that say the same: addressed by its SHA-256. Never changed."""
 
     __tablename__ = "content"
+    __table_args__ = (Index(None, "upload", postgresql_where=text("upload IS NOT NULL")),)
 
     digest: Mapped[bytes] = mapped_column(primary_key=True)
     code: Mapped[str]
+    upload: Mapped[bytes | None] = mapped_column(ForeignKey("upload.digest"))  # in place of code,
+    entrypoint: Mapped[str | None]  # with which of its files is run
     shell: Mapped[str]
     parameters: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)  # see `parameters`
     defaults: Mapped[dict[str, Any]] = mapped_column(JSONB)  # see `script_schemas.Defaults`
@@ -281,6 +297,8 @@ class Job(Base):
         # Sizes are there for whoever adds up all that a user keeps, without reading the rows.
         Index(None, "user_id", "id", postgresql_include=["stdout_bytes", "stderr_bytes", "artifacts_bytes"]),
         Index(None, "user_id", "pinned", postgresql_where=text("pinned")),
+        Index(None, "user_id", "upload", "id", postgresql_where=text("upload IS NOT NULL")),
+        Index(None, "upload", postgresql_where=text("upload IS NOT NULL")),
         Index(None, "user_id", "status", "id"),
         Index(None, "user_id", "name", "id"),
         Index(None, "status", "id"),
@@ -295,6 +313,8 @@ class Job(Base):
     name: Mapped[str]
     priority: Mapped[int] = mapped_column(SmallInteger)
     code: Mapped[str]
+    upload: Mapped[bytes | None] = mapped_column(ForeignKey("upload.digest"))  # in place of code,
+    entrypoint: Mapped[str | None]  # with which of its files is run
     shell: Mapped[str]
     args: Mapped[list[str]] = mapped_column(JSONB)
     env: Mapped[dict[str, str]] = mapped_column(JSONB)

@@ -51,6 +51,9 @@ class Claim:
     fence: int
     name: str
     code: str
+    upload: str | None
+    upload_kind: str | None
+    entrypoint: str | None
     shell: str
     args: list[str]
     env: dict[str, str]
@@ -119,8 +122,9 @@ def claimed(places: Sequence[Place]) -> Query[list[Claim]]:
         return [claims[place.job_id] for place in places]
 
     return Query(
-        "SELECT id, limits, name, code, shell, args, env, stdin, timeout, retries, retry_delay, network, secrets,"
-        " secrets_in_env, secret_env,"
+        "SELECT id, limits, name, code, encode(upload, 'hex'),"
+        " (SELECT u.kind FROM upload u WHERE u.digest = job.upload), entrypoint, shell, args, env, stdin, timeout,"
+        " retries, retry_delay, network, secrets, secrets_in_env, secret_env,"
         " network AND EXISTS (SELECT FROM user_limits l WHERE l.user_id = job.user_id AND l.network)"
         " FROM job WHERE id = ANY(CAST(%(ids)s AS uuid[]))",
         {"ids": [place.job_id for place in places]},

@@ -106,6 +106,7 @@ class Records:
             "pinned": False,
             "notify": _targets(job.notify, job.user_id),
             "pending_reason": f"starts at {at}" if job.deferred else self._supply.waits_for,
+            "code": job.code if job.upload is None else None,
             **{name: values[name] for name in _AS_ASKED},
             **dict.fromkeys(_NOT_YET),
         }
@@ -140,7 +141,9 @@ def _record(
         "submitter": row.username,
         "status": found.status,
         "reason": row.reason,
-        "code": row.code,
+        "code": row.code if row.upload is None else None,
+        "upload": row.upload and bytes(row.upload).hex(),
+        "entrypoint": row.entrypoint,
         "shell": row.shell,
         "args": row.args,
         "env": row.env if own or row.env is None else dict.fromkeys(row.env),
@@ -190,7 +193,7 @@ def _record(
 
 
 _AS_ASKED = (
-    *("name", "code", "shell", "args", "env", "network", "secrets", "secrets_in_env", "secret_env"),
+    *("name", "upload", "entrypoint", "shell", "args", "env", "network", "secrets", "secrets_in_env", "secret_env"),
     *("script", "script_version", "parameters", "share_output", "priority"),
     *("retries", "retry_delay", "on_lost"),
 )
@@ -204,7 +207,7 @@ _NOT_YET = (
 
 def _cut(record: Record) -> Record:
     """A new job's record as short as a list shows it later."""
-    record["code"] = record["code"][:BRIEF]
+    record["code"] = record["code"] and record["code"][:BRIEF]
     for name in ("args", "env", "secrets", "secret_env", "parameters"):
         value = record[name]
         # PostgreSQL writes JSON just as Python does.

@@ -34,6 +34,7 @@ from shell_service.sandbox import Sandbox, kill_leftover
 from shell_service.sandbox.cgroup import HARD, Groups
 from shell_service.sandbox.gauge import Gauge
 from shell_service.settings import Settings
+from shell_service.uploads import UploadStore
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class Runner:
             settings.jobs.kill_grace,
             sandbox,
             OutputStore(settings.output_dir),
+            UploadStore(settings.upload_dir, settings.uploads, settings.runner.min_free),
             self._journal,
             Gauge(),
             groups,

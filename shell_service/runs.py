@@ -59,12 +59,16 @@ class Said:
     defaults: dict[str, Any]
     #: Whom the script's owner lets be told, see `submissions.targets`.
     notify: list[dict[str, Any]]
+    #: The digest of files, in place of code, and which of them is run.
+    upload: str | None
+    entrypoint: str | None
 
     @classmethod
     def of(cls, found: Found, row: Any) -> Said:
         """Of a script, and a row of a version with its content."""
         what = row.number, row.code, row.shell, row.parameters, row.defaults
-        return cls(found.id, found.name, *what, submissions.targets(found.row.user_id, found.row.notify))
+        notify = submissions.targets(found.row.user_id, found.row.notify)
+        return cls(found.id, found.name, *what, notify, row.upload and row.upload.hex(), row.entrypoint)
 
 
 def look_up(caller: Caller, name: Name, version: int | None) -> Query[Found]:
@@ -114,7 +118,8 @@ def make(said: Said, given: Mapping[str, Any], overrides: Mapping[str, Any], rul
         errors["overrides"] = problems
     if errors:
         raise InvalidRequest.of(errors)
-    request |= {"name": said.script.name, "code": said.code, "shell": said.shell}
+    request |= {"name": said.script.name, "shell": said.shell}
+    request |= {"code": said.code, "upload": said.upload, "entrypoint": said.entrypoint}
     origin = {
         "script_id": said.script_id,
         "script": str(said.script),

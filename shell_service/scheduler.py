@@ -6,6 +6,7 @@ Several may run: whatever is done here is right even if two do it at once.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 import uuid
@@ -19,11 +20,12 @@ from sqlalchemy.orm import Session
 from baselayer.database import Database, on_behalf_of
 from baselayer.failpoint import FailPoints
 from baselayer.waiting import repeat
-from shell_service import liveness, queue, retention, schedules, seals, submissions, tokens, users
+from shell_service import liveness, queue, retention, schedules, seals, submissions, tokens, uploads, users
 from shell_service.courier import Courier
 from shell_service.retention import Cut
 from shell_service.secrets import Keyring
 from shell_service.settings import Settings
+from shell_service.uploads import UploadStore
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +99,8 @@ class Scheduler:
         self._settings = settings
         self._database = database
         self._reaper = Reaper(settings.runner.lost_after)
+        self._uploads = UploadStore(settings.upload_dir, settings.uploads, settings.runner.min_free)
+        self._shards = itertools.cycle(range(256))
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set."""
@@ -181,6 +185,9 @@ class Scheduler:
         while await self._database.ask(users.cancel_of_inactive):
             pass
         await self._database.ask(tokens.remove_expired)
+        while await self._database.run(uploads.collect, self._uploads):
+            pass
+        await self._database.ask(uploads.sweep, self._uploads, next(self._shards))
         await self._database.ask(_vacuum)
         await asyncio.sleep(_HOUSEKEEPING_SECONDS)
 

@@ -429,7 +429,7 @@ def _locked(session: Session, ids: Sequence[int], now: datetime) -> Sequence[Row
         select(
             *Schedule.__table__.columns,
             *(User.username, User.active, scripts.level_of(viewer).label("level"), *columns),
-            *(ScriptVersion.number, Content.code, Content.shell, Content.defaults),
+            *(ScriptVersion.number, Content.code, Content.upload, Content.entrypoint, Content.shell, Content.defaults),
             Content.parameters.label("declared"),
         )
         .select_from(Schedule)
@@ -463,7 +463,8 @@ def _prepared(row: Row[Any], now: datetime, grace: timedelta, rules: Jobs) -> _F
         name = Name(*row.script.split("/"))
         what = row.number, row.code, row.shell, row.declared, row.defaults
         told = submissions.targets(row.script_user_id, row.script_notify)
-        said = Said(row.script_id, name, *what, [*told, *submissions.targets(row.user_id, row.notify)])
+        notify = [*told, *submissions.targets(row.user_id, row.notify)]
+        said = Said(row.script_id, name, *what, notify, row.upload and row.upload.hex(), row.entrypoint)
         item.values["last_instant"] = item.instant
         try:
             job = _job(row.user_id, said, row.parameters, row.overrides, rules, row.id, item.instant)

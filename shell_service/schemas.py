@@ -6,6 +6,7 @@ Those about users, their tokens and secrets are in `user_schemas`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +18,7 @@ from shell_service import webhook_schemas
 from shell_service.limits import LEAST
 from shell_service.models import STATUSES
 from shell_service.settings import Jobs
+from shell_service.uploads import AUTO, MAX_FILES
 
 NAME = "[A-Za-z0-9._-]+"
 VARIABLE = "[A-Za-z_][A-Za-z0-9_]{0,63}"
@@ -26,12 +28,14 @@ DAY = 86_400
 CENTURY = 100 * 366 * DAY
 
 
+@dataclass(frozen=True)
 class JobRules:
-    """The configured limits that job requests are checked against."""
+    """What job requests are checked against: configured limits, interpreters that there are, and the request itself."""
 
-    def __init__(self, jobs: Jobs, shells: Mapping[str, str]) -> None:
-        self.jobs = jobs
-        self.shells = shells
+    jobs: Jobs
+    shells: Mapping[str, str]
+    #: Whether files have come with it, as parts of a form.
+    files_sent: bool = False
 
 
 def _rules() -> JobRules:
@@ -209,6 +213,8 @@ def _unnamed() -> dict[str, Any]:
         "secrets": [],
         "secrets_in_env": False,
         "secret_env": {},
+        "upload": None,
+        "entrypoint": None,
     }
 
 
@@ -237,6 +243,70 @@ def secrets_problems(data: Mapping[str, Any]) -> dict[str, list[str]]:
         if both:
             problems[field] = [f"{min(both)} is a variable in {where} already."]
     return problems
+
+
+class GivenFiles(Request):
+    """Files in place of code."""
+
+    files = Pairs(
+        Text(low=1, high=255),
+        Text(),
+        high=MAX_FILES,
+        metadata=about(
+            "Files that it is given in its home, in place of code, by their paths. Large ones, others than text, and"
+            " archives come as a form instead.",
+            {"main.py": "import words\nprint(words.HELLO)", "words.py": "HELLO = 'hi'"},
+        ),
+    )
+    entrypoint = Text(
+        low=1,
+        high=255,
+        metadata=about(
+            "Which of the files is run: as its `#!` line says, else with `python` if it ends in .py and `sh` if it ends"
+            " in .sh, unless `shell` is given.",
+            "main.py",
+        ),
+    )
+
+
+def files_problems(data: Mapping[str, Any], needed: bool = True) -> dict[str, list[str]]:
+    """What is wrong with what there is to be run, by field; `needed`: there must be something."""
+    both = _rules().files_sent + ("files" in data)
+    if both > 1:
+        return {"files": ["Come either as parts of a form, or here."]}
+    if both and "code" in data:
+        return {"code": ["Give either code or files."]}
+    if both and "entrypoint" not in data:
+        return {"entrypoint": ["Must name one of the files."]}
+    if needed and not both:
+        return {"code": ["Missing data for required field."]} if "code" not in data else _without_files(data)
+    return {}
+
+
+def _without_files(data: Mapping[str, Any]) -> dict[str, list[str]]:
+    return {"entrypoint": ["Belongs to files only."]} if "entrypoint" in data else {}
+
+
+def shell_of(data: Mapping[str, Any]) -> str:
+    """The interpreter of what is to be run, where none need be named."""
+    plain = "sh" if "code" in data else AUTO
+    return data.get("shell") or plain
+
+
+class SubmitRequest(GivenFiles, JobRequest):
+    """A job to be run: code, or files of which one is run."""
+
+    code = Code(metadata=JobRequest._declared_fields["code"].metadata)
+    shell = Text(metadata=JobRequest._declared_fields["shell"].metadata)
+
+    @validates_schema(skip_on_field_errors=False)
+    def _has_code_or_files(self, data: dict[str, Any], **kwargs: Any) -> None:
+        if problems := files_problems(data):
+            raise ValidationError(problems)
+
+    @post_load
+    def _complete(self, data: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return {**_unnamed(), "code": "", **data, "shell": shell_of(data)}
 
 
 class BatchRequest(Request):
@@ -324,8 +394,12 @@ class JobRecord(Schema):
         validate=validate.OneOf(STATUSES), metadata=about("PENDING, RUNNING, or how it ended: then it never changes.")
     )
     reason = nullable(fields.String, "How it ended, as a sentence.")
-    code = fields.String(metadata=about("The script; its first 1,024 characters in lists."))
-    shell = fields.String(metadata=about("The interpreter."))
+    code = nullable(fields.String, "The script; its first 1,024 characters in lists. Null where it was given files.")
+    upload = nullable(fields.String, "The SHA-256 of the files that it was given, in hex.")
+    entrypoint = nullable(fields.String, "Which of them is run.")
+    shell = fields.String(
+        metadata=about("The interpreter; `auto`: the entrypoint's `#!` line, or its ending, says which.")
+    )
     args = fields.List(
         fields.String(),
         allow_none=True,

@@ -16,17 +16,20 @@ from shell_service.schemas import (
     NAME,
     VARIABLE,
     Code,
+    GivenFiles,
     JobRequest,
     JobRules,
     PageQuery,
+    files_problems,
     nullable,
+    shell_of,
 )
 
 MAX_PARAMETERS = 100  # of a script
 MOST_AT_ONCE = 1000  # of a script's jobs, where their number is limited
 #: Names that no script can have: they stand behind a script's name in addresses.
 RESERVED = frozenset(
-    ("code", "diff", "jobs", "purge", "restore", "revert", "run", "schedules", "shares", "status", "versions")
+    ("code", "diff", "files", "jobs", "purge", "restore", "revert", "run", "schedules", "shares", "status", "versions")
 )
 
 
@@ -94,9 +97,10 @@ class Overrides(Defaults):
         exclude = ("code", "name", "shell")
 
 
-class ScriptFields(Request):
-    """A script, but its name and code."""
+class ScriptFields(GivenFiles):
+    """A script, but its name."""
 
+    code = Code(metadata=about("The script: text, or a list of lines.", 'echo "kept for $days days"'))
     shell = Text(metadata=about("The interpreter: one of those that GET /api/shells lists; `sh` by default.", "sh"))
     description = Text(high=10_000, metadata=about("What it is for.", "Backs up the database."))
     parameters = Items(
@@ -135,7 +139,15 @@ class ScriptRequest(ScriptFields):
     """A script to be saved."""
 
     name = Text(low=1, high=100, pattern=NAME, required=True, metadata=about("Its name.", "backup"))
-    code = Code(required=True, metadata=about("The script: text, or a list of lines.", 'echo "kept for $days days"'))
+
+    @validates_schema(skip_on_field_errors=False)
+    def _has_code_or_files(self, data: dict[str, Any], **kwargs: Any) -> None:
+        if problems := files_problems(data):
+            raise ValidationError(problems)
+
+    @post_load
+    def _complete(self, data: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return {"code": "", **data, "shell": shell_of(data)}
 
     @validates_schema
     def _name_is_free(self, data: dict[str, Any], **kwargs: Any) -> None:
@@ -146,7 +158,10 @@ class ScriptRequest(ScriptFields):
 class ScriptChange(ScriptFields):
     """What is to be another way; what is not named stays as it is."""
 
-    code = Code(metadata=about("The script: text, or a list of lines.", 'echo "kept for $days days"'))
+    @validates_schema(skip_on_field_errors=False)
+    def _has_code_or_files(self, data: dict[str, Any], **kwargs: Any) -> None:
+        if problems := files_problems(data, needed=False):
+            raise ValidationError(problems)
 
 
 class RevertRequest(Request):
@@ -277,11 +292,31 @@ class VersionSummary(Schema):
     created_at = Instant(metadata=about("When."))
 
 
-class VersionRecord(VersionSummary):
+class FileRecord(Schema):
+    """One of the files that a script consists of."""
+
+    path = fields.String(metadata=about("Its path."))
+    size = fields.Integer(metadata=about("Bytes."))
+    sha256 = fields.String(metadata=about("The SHA-256 of its content, in hex."))
+
+
+class Content(Schema):
+    """What a version of a script says to run."""
+
+    code = nullable(fields.String, "The script; null where it consists of files.")
+    upload = nullable(fields.String, "The SHA-256 of the files, in hex.")
+    files = fields.List(
+        fields.Nested(FileRecord), allow_none=True, metadata=about("The files; null where they came as an archive.")
+    )
+    entrypoint = nullable(fields.String, "Which of the files is run.")
+    shell = fields.String(
+        metadata=about("The interpreter; `auto`: the entrypoint's `#!` line, or its ending, says which.")
+    )
+
+
+class VersionRecord(Content, VersionSummary):
     """A version of a script: what it says, and who said so. It never changes."""
 
-    code = fields.String(metadata=about("The script."))
-    shell = fields.String(metadata=about("The interpreter."))
     parameters = fields.List(fields.Nested(ParameterRecord), metadata=about("What it asks whoever runs it."))
     defaults = fields.Dict(keys=fields.String(), metadata=about("What its jobs ask for."))
 
@@ -301,7 +336,7 @@ class ScriptSummary(Schema):
     archived_at = nullable(Instant, "When it was deleted: then it can be read, and not run or changed.")
 
 
-class ScriptRecord(ScriptSummary):
+class ScriptRecord(Content, ScriptSummary):
     """A script, with its newest version."""
 
     notify = fields.List(
@@ -313,8 +348,6 @@ class ScriptRecord(ScriptSummary):
     digest = fields.String(metadata=about("The SHA-256 of what it says to run, in hex."))
     author = fields.String(metadata=about("Who saved the newest version."))
     message = fields.String(metadata=about("Why."))
-    code = fields.String(metadata=about("The script."))
-    shell = fields.String(metadata=about("The interpreter."))
     parameters = fields.List(fields.Nested(ParameterRecord), metadata=about("What it asks whoever runs it."))
     defaults = fields.Dict(keys=fields.String(), metadata=about("What its jobs ask for."))
 

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
 
 import orjson
@@ -36,15 +37,17 @@ from baselayer.errors import Conflict, InvalidRequest, NotAllowed, NotFound, Pre
 from baselayer.fields import rfc3339
 from baselayer.models import User
 from baselayer.visibility import Viewer, visible
-from shell_service import groups, parameters
+from shell_service import groups, parameters, uploads
 from shell_service.models import Content, Group, GroupMember, Script, ScriptShare, ScriptVersion
 from shell_service.settings import Scripts as Bounds
 
 _CONTENT_LOCK = 7_301  # advisory: contents are stored, or, by one alone, removed
-_CONTENT = ("code", "shell", "parameters", "defaults")  # what a version says
+_CONTENT = ("code", "upload", "entrypoint", "shell", "parameters", "defaults")  # what a version says
+_OF_FILES = ("upload", "entrypoint")  # said only where there are files, as the digest of all others was made without
 MAX_SHARES = 200  # of a script
 _PLAIN: Mapping[str, Any] = {
-    "shell": "sh",
+    "upload": None,
+    "entrypoint": None,
     "parameters": [],
     "defaults": {},
     "description": "",
@@ -219,7 +222,7 @@ def summary(found: Found) -> dict[str, Any]:
 
 def record(session: Session, found: Found) -> dict[str, Any]:
     """A script with its newest version."""
-    version = version_record(said(session, found))
+    version = version_record(session, said(session, found))
     del version["created_at"]
     notify = found.row.notify if found.level >= Level.EDIT else None
     return {**version, **summary(found), "revision": found.row.revision, "notify": notify}
@@ -236,11 +239,16 @@ def version_summary(row: Row[Any]) -> dict[str, Any]:
     }
 
 
-def version_record(row: Row[Any]) -> dict[str, Any]:
+def version_record(session: Session, row: Row[Any]) -> dict[str, Any]:
     """A version with what it says."""
+    upload = uploads.find(session, row.upload.hex()) if row.upload else None
+    files = None if upload is None or upload.files is None else sorted(upload.files.values(), key=attrgetter("path"))
     return {
         **version_summary(row),
-        "code": row.code,
+        "code": row.code if upload is None else None,
+        "upload": upload and upload.digest,
+        "files": files and [{"path": file.path, "size": file.size, "sha256": file.sha256} for file in files],
+        "entrypoint": row.entrypoint,
         "shell": row.shell,
         "parameters": [_parameter(item) for item in row.parameters],
         "defaults": row.defaults,
@@ -342,7 +350,9 @@ def change(
     now = said(session, found)
     script = {
         **{key: getattr(now, key) for key in _CONTENT},
+        "upload": now.upload and now.upload.hex(),
         **{key: getattr(found.row, key) for key in ("description", "overlap", "max_running", "notify")},
+        **_instead(now, request),
         **request,
     }
     if script["overlap"] != "parallel" and "max_running" not in request:
@@ -355,6 +365,17 @@ def change(
     _update(session, found, values)
     session.execute(text("SELECT admit_jobs(ARRAY[CAST(:id AS int)])"), {"id": found.id})  # there may be more room
     return find(session, caller, name)
+
+
+def _instead(now: Row[Any], request: Mapping[str, Any]) -> dict[str, Any]:
+    """What else is another way where a script has code instead of files, or files instead of code."""
+    if "code" in request:
+        return {"upload": None, "entrypoint": None, "shell": "sh" if now.upload else now.shell}
+    if "upload" in request:
+        return {"code": "", "shell": now.shell if now.upload else uploads.AUTO}
+    if "entrypoint" in request and now.upload is None:
+        raise InvalidRequest.of({"entrypoint": ["Belongs to files only, and the script has none."]})
+    return {}
 
 
 def revert(
@@ -421,11 +442,14 @@ class _Stored:
 
 def _store(session: Session, script: Mapping[str, Any]) -> _Stored:
     """Store what a script says to run, unless it is there."""
-    said = {name: script[name] for name in _CONTENT}
+    said = {name: script[name] for name in _CONTENT if name not in _OF_FILES or script[name] is not None}
     packed = orjson.dumps(said, option=orjson.OPT_SORT_KEYS)
     content = _Stored(hashlib.sha256(packed).digest(), len(packed))
     # Until this is committed no purge takes it away for being used by nobody.
     session.execute(text("SELECT pg_advisory_xact_lock_shared(:key)"), {"key": _CONTENT_LOCK})
+    if script["upload"]:
+        uploads.check(uploads.find(session, script["upload"]), script["entrypoint"], script["shell"])
+        said["upload"] = bytes.fromhex(script["upload"])
     session.execute(insert(Content).values(**vars(content), **said).on_conflict_do_nothing())
     return content
 

@@ -87,6 +87,12 @@ class Scripts:
 
 
 @dataclass(frozen=True)
+class Uploads:
+    max_size: Bytes
+    user_size: Bytes
+
+
+@dataclass(frozen=True)
 class Schedules:
     max_schedules: int
     min_interval: float
@@ -202,6 +208,7 @@ class Settings:
     users: Users
     jobs: Jobs
     scripts: Scripts
+    uploads: Uploads
     schedules: Schedules
     retention: Retention
     webhooks: Webhooks
@@ -232,6 +239,11 @@ class Settings:
     def output_dir(self) -> Path:
         """What jobs printed."""
         return self.data_dir / "output"
+
+    @property
+    def upload_dir(self) -> Path:
+        """Files that jobs are given."""
+        return self.data_dir / "uploads"
 
     @property
     def postgres_dir(self) -> Path:

@@ -65,6 +65,8 @@ class NewJob:
     name: str
     priority: int
     code: str
+    upload: str | None  # the digest of files that it is given, in place of code,
+    entrypoint: str | None  # with which of them is run
     shell: str
     args: list[str]
     env: dict[str, str]
@@ -138,6 +140,8 @@ def new_job(user_id: int, request: Mapping[str, Any], notify: Sequence[dict[str,
         name=request["name"],
         priority=request["priority"],
         code=request["code"],
+        upload=request["upload"],
+        entrypoint=request["entrypoint"],
         shell=request["shell"],
         args=request["args"],
         env=request["env"],
@@ -164,9 +168,10 @@ def request_again(row: Row[Any], changes: Mapping[str, Any]) -> dict[str, Any]:
 
     The limits are asked for that the job had. `changes` are as in `schemas.RerunRequest`.
     """
-    names = "name priority code shell args env stdin timeout network secrets secrets_in_env secret_env"
+    names = "name priority code entrypoint shell args env stdin timeout network secrets secrets_in_env secret_env"
     return {
         **{name: getattr(row, name) for name in f"{names} retries retry_delay on_lost".split()},
+        "upload": row.upload and row.upload.hex(),
         "run_at": None,
         "delay": None,
         "notify": [],

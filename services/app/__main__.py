@@ -40,7 +40,7 @@ def main(settings: Settings, process: int) -> None:
 
     database_url, keyring = settings.database_url, keys.keyring(settings)
     entrance = sockets.bind(settings.socket_dir / f"app_{process}.sock")
-    account.enter(settings, database_url, [folder, settings.output_dir])
+    account.enter(settings, database_url, [folder, settings.output_dir, settings.upload_dir])
     uvloop.run(serve(settings, database_url, entrance, keyring))
 
 

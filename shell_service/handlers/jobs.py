@@ -25,9 +25,10 @@ from baselayer.errors import (
     Unavailable,
 )
 from baselayer.handler import Call, Route, endpoint
-from shell_service import jobs, queue, retention, runs, schemas, submissions
+from shell_service import jobs, queue, retention, runs, schemas, submissions, uploads
 from shell_service.audit import Entry
 from shell_service.handlers.base import AppHandler, encode_cursor, job_cursor
+from shell_service.handlers.files import FilesHandler
 from shell_service.hub import Watch
 from shell_service.jobs import Wanted
 from shell_service.records import Record
@@ -189,25 +190,28 @@ class SubmitHandler(AppHandler):
                 return record
 
 
-class Jobs(SubmitHandler):
+class Jobs(SubmitHandler, FilesHandler):
     @endpoint(
         "jobs:write",
-        body=schemas.JobRequest,
+        body=schemas.SubmitRequest,
         query=schemas.WaitQuery,
         answer=schemas.JobRecord(),
         errors=[LimitReached, NotAllowed, Conflict, IdempotencyMismatch, Unavailable],
         headers=["Idempotency-Key", "Prefer"],
         action="job.submit",
+        form=True,
     )
     async def post(self, call: Call) -> Any:
         """Submit a job.
 
-        Answers with the job as soon as it is stored; with `wait`, or the header `Prefer: wait=SECONDS`, when it has
-        ended or after so many seconds. The same `Idempotency-Key` with the same request gives the same job again.
+        It is code, or files of which one is run. Answers with the job as soon as it is stored; with `wait`, or the
+        header `Prefer: wait=SECONDS`, when it has ended or after so many seconds. The same `Idempotency-Key` with the
+        same request gives the same job again.
         """
         wait = self.wait_of(call)
-        job = submissions.new_job(call.caller.user_id, call.body)
-        return await self.submit_and_wait(call, job, self.app.submissions, self.entry(job.public_id), wait)
+        job = submissions.new_job(call.caller.user_id, await self.keep_files(call))
+        entry = self.entry(job.public_id, {"upload": job.upload} if job.upload else None)
+        return await self.submit_and_wait(call, job, self.app.submissions, entry, wait)
 
     @endpoint("jobs:read", query=schemas.ListQuery, answer=schemas.JobRecord(many=True))
     async def get(self, call: Call) -> Any:
@@ -340,7 +344,7 @@ class Rerun(SubmitHandler):
         found = await self.find(call, job_id, jobs.REQUEST)
         if found.row.user_id != call.caller.user_id:
             raise NotAllowed("Only its owner can run a job again.")
-        if found.row.shell not in self.app.rules.shells:
+        if found.row.shell not in (*self.app.rules.shells, uploads.AUTO):
             raise Conflict(f"The interpreter {found.row.shell} is not offered any more.")
         request = submissions.request_again(found.row, call.body)
         if problems := schemas.secrets_problems(request):

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 from sqlalchemy.orm import Session
+from tornado.iostream import StreamClosedError
 
 from baselayer.access import Caller
 from baselayer.errors import Conflict, InvalidRequest, NotAllowed, NotFound, PreconditionFailed
 from baselayer.handler import STREAMED, Call, Route, endpoint
-from shell_service import schemas, script_schemas, scripts
+from shell_service import schemas, script_schemas, scripts, uploads
 from shell_service.audit import Entry
 from shell_service.diff import TooDifferent
 from shell_service.handlers.base import AppHandler, decode_cursor, encode_cursor, number_of
+from shell_service.handlers.files import FilesHandler
+from shell_service.output import CHUNK
 from shell_service.scripts import Level, Name
+from shell_service.uploads import Upload, UploadStore
+
+_MOST_FILES = 20  # that are compared as text
 
 
 class ScriptHandler(AppHandler):
@@ -49,7 +57,7 @@ class ScriptHandler(AppHandler):
         return STREAMED
 
 
-class Scripts(ScriptHandler):
+class Scripts(ScriptHandler, FilesHandler):
     @endpoint(
         "scripts:write",
         body=script_schemas.ScriptRequest,
@@ -57,13 +65,16 @@ class Scripts(ScriptHandler):
         errors=[Conflict],
         action="script.create",
         etag=True,
+        form=True,
     )
     async def post(self, call: Call) -> Any:
         """Save a script.
 
-        It is at version 1 then. `GET /api/scripts/{script}` shows it, `PUT` makes the next version.
+        It is code, or files of which one is run. It is at version 1 then. `GET /api/scripts/{script}` shows it, `PUT`
+        makes the next version.
         """
-        return self.tagged(await self.change(self.said, _create, call.caller, call.body, self.app.settings.scripts))
+        what = call.caller, await self.keep_files(call), self.app.settings.scripts
+        return self.tagged(await self.change(self.said, _create, *what))
 
     @endpoint("scripts:read", query=script_schemas.ScriptsQuery, answer=script_schemas.ScriptSummary(many=True))
     async def get(self, call: Call) -> Any:
@@ -79,7 +90,7 @@ class Scripts(ScriptHandler):
         return [scripts.summary(item) for item in found[:limit]]
 
 
-class Script(ScriptHandler):
+class Script(ScriptHandler, FilesHandler):
     @endpoint("scripts:read", answer=script_schemas.ScriptRecord(), errors=[NotFound], etag=True)
     async def get(self, call: Call, script: str, owner: str | None = None) -> Any:
         """See a script, with its newest version."""
@@ -93,15 +104,17 @@ class Script(ScriptHandler):
         headers=["If-Match"],
         action="script.edit",
         etag=True,
+        form=True,
     )
     async def put(self, call: Call, script: str, owner: str | None = None) -> Any:
         """Change a script.
 
-        What is not named stays as it is. Another code, interpreter, parameters or defaults make the next version; the
-        same as before makes none. With `If-Match` nothing is changed that somebody else has changed meanwhile.
+        What is not named stays as it is. Another code, other files, interpreter, parameters or defaults make the next
+        version; the same as before makes none. With `If-Match` nothing is changed that somebody else has changed
+        meanwhile.
         """
         name = self.name_of(call, script, owner)
-        what = call.caller, name, call.body, self.revisions(call), self.app.settings.scripts
+        what = call.caller, name, await self.keep_files(call), self.revisions(call), self.app.settings.scripts
         return self.tagged(await self.change(self.said, _change, *what))
 
     @endpoint(
@@ -123,12 +136,55 @@ class Script(ScriptHandler):
 
 
 class ScriptCode(ScriptHandler):
-    @endpoint("scripts:read", query=script_schemas.VersionQuery, errors=[NotFound], media="text/plain")
+    @endpoint("scripts:read", query=script_schemas.VersionQuery, errors=[NotFound, Conflict], media="text/plain")
     async def get(self, call: Call, script: str, owner: str | None = None) -> Any:
-        """Get a script's code, as plain text."""
+        """Get a script's code, as plain text.
+
+        Of one that consists of files that of its entrypoint, unless they came as an archive.
+        """
         name = self.name_of(call, script, owner)
         version = await self.app.database.ask(_version, call.caller, name, call.query["version"])
-        return self.send_text(version["code"].encode(), script)
+        if version["code"] is not None:
+            return self.send_text(version["code"].encode(), script)
+        upload = await self.app.database.ask(uploads.find, version["upload"])
+        most = self.app.settings.jobs.max_code
+        content = await asyncio.to_thread(self.app.uploads.content, upload, version["entrypoint"], most)
+        if content is None:
+            raise Conflict("The script consists of an archive, or its code is too large; GET …/files has all of it.")
+        return self.send_text(content, script)
+
+
+class ScriptFiles(ScriptHandler):
+    @endpoint(
+        "scripts:read",
+        query=script_schemas.VersionQuery,
+        errors=[NotFound],
+        media="application/octet-stream",
+    )
+    async def get(self, call: Call, script: str, owner: str | None = None) -> Any:
+        """Get the files of a script.
+
+        As a tar, or as the archive that they came as.
+        """
+        name = self.name_of(call, script, owner)
+        version = await self.app.database.ask(_version, call.caller, name, call.query["version"])
+        if version["upload"] is None:
+            raise NotFound(f"The script {name} consists of code alone: GET …/code has it.")
+        upload = await self.app.database.ask(uploads.find, version["upload"])
+        self.set_header("Content-Type", "application/octet-stream")
+        self.set_header("Content-Disposition", f'attachment; filename="{script}.{upload.kind}"')
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Content-Length", str(upload.size))
+        if self.request.method != "HEAD":
+            with await asyncio.to_thread(self.app.uploads.path(upload.digest, upload.kind).open, "rb") as file:
+                while chunk := await asyncio.to_thread(file.read, CHUNK):
+                    self.write(chunk)
+                    try:
+                        await self.flush()
+                    except StreamClosedError:
+                        return STREAMED
+        self.finish()
+        return STREAMED
 
 
 class Versions(ScriptHandler):
@@ -169,10 +225,34 @@ class Diff(ScriptHandler):
         name = self.name_of(call, script, owner)
         old, new = await self.app.database.ask(_two_versions, call.caller, name, call.query["from"], call.query["to"])
         found = b""
-        for part, show in (("", _code), (".json", _settings)):
+        for part, texts in (await self._texts(old, new)).items():
             labels = [f"{script}{part} version {item['version']}" for item in (old, new)]
-            found += await self.app.differ.unified(show(old), show(new), *labels)
+            found += await self.app.differ.unified(*texts, *labels)
         return self.send_text(found, f"{script}.diff")
+
+    async def _texts(self, old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[str, str]]:
+        """What is to be compared: pairs of texts by the end of their names."""
+        files = {f"/{path}": texts for path, texts in (await self._files(old, new)).items()}
+        code = {"": (old["code"] or "", new["code"] or "")}
+        return {**code, **files, ".json": (_settings(old), _settings(new))}
+
+    async def _files(self, old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[str, str]]:
+        """Texts of files that are not the same in both, up to some number; of others only digests are compared."""
+        sums = [{file["path"]: file["sha256"] for file in item["files"] or ()} for item in (old, new)]
+        paths = sorted(path for path in sums[0] | sums[1] if sums[0].get(path) != sums[1].get(path))[:_MOST_FILES]
+        sides = [await self._read(item["upload"], paths) for item in (old, new)]
+        texts = {path: (sides[0].get(path, ""), sides[1].get(path, "")) for path in paths}
+        return {
+            path: (older, newer) for path, (older, newer) in texts.items() if older is not None and newer is not None
+        }
+
+    async def _read(self, digest: str | None, paths: Sequence[str]) -> dict[str, str | None]:
+        """The texts of those of these files that there are; None where one is no text, or too large."""
+        if digest is None or not paths:
+            return {}
+        upload = await self.app.database.ask(uploads.find, digest)
+        most = self.app.settings.jobs.max_code
+        return await asyncio.to_thread(_contents, self.app.uploads, upload, paths, most)
 
 
 class Revert(ScriptHandler):
@@ -266,13 +346,20 @@ class Share(ScriptHandler):
         return {}
 
 
-def _code(version: dict[str, Any]) -> str:
-    text: str = version["code"]
-    return text
+def _contents(store: UploadStore, upload: Upload, paths: Sequence[str], most: int) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for path in paths:
+        if path in (upload.files or ()):
+            content = store.content(upload, path, most)
+            try:
+                found[path] = None if content is None else content.decode()
+            except UnicodeDecodeError:
+                found[path] = None
+    return found
 
 
 def _settings(version: dict[str, Any]) -> str:
-    said = {name: version[name] for name in ("shell", "parameters", "defaults")}
+    said = {name: version[name] for name in ("files", "entrypoint", "shell", "parameters", "defaults")}
     return orjson.dumps(said, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS).decode() + "\n"
 
 
@@ -304,7 +391,7 @@ def _restore(session: Session, *what: Any) -> dict[str, Any]:
 
 
 def _version(session: Session, caller: Caller, name: Name, number: int | None) -> dict[str, Any]:
-    return scripts.version_record(scripts.said(session, scripts.find(session, caller, name), number))
+    return scripts.version_record(session, scripts.said(session, scripts.find(session, caller, name), number))
 
 
 def _versions(session: Session, caller: Caller, name: Name, limit: int, before: int | None) -> Any:
@@ -318,8 +405,8 @@ def _two_versions(
     new = new or found.row.version
     if old is None and new == 1:
         raise InvalidRequest.of({"from": ["There is no version before the first."]})
-    older, newer = (scripts.version_record(scripts.said(session, found, number)) for number in (old or new - 1, new))
-    return older, newer
+    older, newer = (scripts.said(session, found, number) for number in (old or new - 1, new))
+    return scripts.version_record(session, older), scripts.version_record(session, newer)
 
 
 def _shares(session: Session, caller: Caller, name: Name) -> list[dict[str, Any]]:
@@ -336,6 +423,7 @@ ROUTES = [
         Route(f"{_ONE}/{rest}", handler, f"{_OWN}/{rest}")
         for rest, handler in {
             "code": ScriptCode,
+            "files": ScriptFiles,
             "versions": Versions,
             "versions/{version}": Version,
             "diff": Diff,

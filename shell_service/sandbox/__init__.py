@@ -7,7 +7,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # as type checkers know it; the typing module itself is too large for the launcher
 if TYPE_CHECKING:
-    from .command import UNAVAILABLE, Command, Exit, NoNetwork, SandboxError
+    from .command import UNAVAILABLE, Command, Exit, Files, NoNetwork, SandboxError
     from .process import Launcher, Process, kill_leftover
     from .sandbox import Facts, Sandbox
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from shell_service.limits import JobLimits
 
@@ -36,7 +35,7 @@ class Files:
 
     #: On the host.
     path: str
-    kind: Literal["tar", "tar.gz", "zip"]
+    kind: str  # of `protocol.KINDS`
     #: Which of them, relative to the home.
     entrypoint: str
     #: Whether a ``#!`` line that it begins with decides how it is run. Without one the interpreter does.

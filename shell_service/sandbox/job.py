@@ -85,9 +85,12 @@ def run(start: Start, descriptors: list[int]) -> NoReturn:
             ended = _run(start, order, descriptors[6:])
             usage = resource.getrusage(resource.RUSAGE_CHILDREN)
             used = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, _written(io) - before
-            channel.send(REPORT + REPORT_BODY.pack(*ended, *used))
-            channel.send(PACKED + PACKED_BODY.pack(*artifacts.pack(descriptors[5], order.most_files, order.most_bytes)))
-            walls.leave()
+            try:
+                channel.send(REPORT + REPORT_BODY.pack(*ended, *used))
+                packed = artifacts.pack(descriptors[5], order.most_files, order.most_bytes)
+                channel.send(PACKED + PACKED_BODY.pack(*packed))
+            finally:  # also when there is nobody to tell
+                walls.leave()
     finally:
         os._exit(0)
 

@@ -29,6 +29,11 @@ NO_INDEX = (
 )
 
 
+if TYPE_CHECKING:
+    #: Name, content (None: it is a folder), size, and whether it may be run.
+    Entry = tuple[str, IO[bytes] | None, int, bool]
+
+
 class Refused(Exception):
     """An archive that is not unpacked; the message is a sentence for the job's owner."""
 
@@ -37,10 +42,10 @@ def unpack(descriptor: int, kind: int) -> None:
     """Unpacks an archive, of a kind of `protocol.KINDS`, into the working directory. Raises `Refused`."""
     try:
         with os.fdopen(descriptor, "rb") as file:
-            for count, (name, content, executable) in enumerate((_tar, _tar_gz, _zip)[kind](file)):
+            for count, entry in enumerate((_tar, _tar_gz, _zip)[kind](file)):
                 if count >= MAX_ENTRIES:
                     raise Refused(f"The archive holds more than {MAX_ENTRIES:,} files and folders.")
-                _make(name, content, executable)
+                _make(*entry)
     except OSError as error:
         raise Refused(f"The files could not be unpacked: {error.strerror or 'they are no whole archive'}.") from None
     except Refused:
@@ -51,8 +56,8 @@ def unpack(descriptor: int, kind: int) -> None:
         raise Refused("The files could not be unpacked: they are no whole archive, or it is encrypted.") from None
 
 
-def _make(entry: str, content: IO[bytes] | None, executable: bool) -> None:
-    """Makes a folder, or a file with this content."""
+def _make(entry: str, content: IO[bytes] | None, size: int, executable: bool) -> None:
+    """Makes a folder, or a file with this content, which is to be so many bytes."""
     name = entry.removeprefix("./").removesuffix("/")
     if name in ("", "."):
         return
@@ -72,9 +77,11 @@ def _make(entry: str, content: IO[bytes] | None, executable: bool) -> None:
         raise Refused(f"The archive holds {name!a} twice.") from None
     with file:
         shutil.copyfileobj(content, file, 1 << 16)
+        if file.tell() != size:
+            raise EOFError
 
 
-def _tar(file: IO[bytes], mode: str = "r|") -> Iterator[tuple[str, IO[bytes] | None, bool]]:
+def _tar(file: IO[bytes], mode: str = "r|") -> Iterator[Entry]:
     with tarfile.open(fileobj=file, mode=mode) as tar:  # type: ignore[call-overload]
         for member in tar:
             tar.members = []  # else it would keep all
@@ -82,14 +89,14 @@ def _tar(file: IO[bytes], mode: str = "r|") -> Iterator[tuple[str, IO[bytes] | N
                 raise Refused(
                     f"The archive holds {member.name[: names.MAX_BYTES]!a}, which is neither file nor folder."
                 )
-            yield member.name, tar.extractfile(member), bool(member.mode & 0o100)
+            yield member.name, tar.extractfile(member), member.size, bool(member.mode & 0o100)
 
 
-def _tar_gz(file: IO[bytes]) -> Iterator[tuple[str, IO[bytes] | None, bool]]:
+def _tar_gz(file: IO[bytes]) -> Iterator[Entry]:
     return _tar(file, "r|gz")
 
 
-def _zip(file: IO[bytes]) -> Iterator[tuple[str, IO[bytes] | None, bool]]:
+def _zip(file: IO[bytes]) -> Iterator[Entry]:
     with zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
             mode = info.external_attr >> 16
@@ -98,7 +105,7 @@ def _zip(file: IO[bytes]) -> Iterator[tuple[str, IO[bytes] | None, bool]]:
                     f"The archive holds {info.filename[: names.MAX_BYTES]!a}, which is neither file nor folder."
                 )
             if info.is_dir():
-                yield info.filename, None, False
+                yield info.filename, None, 0, False
             else:
                 with archive.open(info) as content:
-                    yield info.filename, content, bool(mode & 0o100)
+                    yield info.filename, content, info.file_size, bool(mode & 0o100)

@@ -18,7 +18,7 @@ from tests.stack import Stack
 from tests.waiting import eventually
 
 RECORD = """
-    id name submitter_id submitter status reason code shell args env timeout limits network secrets
+    id name submitter_id submitter status reason code upload entrypoint shell args env timeout limits network secrets
     secrets_in_env secret_env script script_version parameters share_output schedule fired_for
     pinned notify priority retries retry_delay on_lost attempt created_at modified run_at started_at finished_at
     return_code signal stdout stderr stdout_bytes stderr_bytes output_truncated artifacts artifacts_bytes

@@ -84,6 +84,7 @@ class Reader:
             env=environment,
             cwd=self._folder,
             text=True,
+            errors="replace",  # an archive is no text
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=SECONDS,

@@ -17,6 +17,7 @@ from shell_service.sandbox import Command, Process, SandboxError, process, secco
 from shell_service.sandbox.launcher import CROWD, CROWD_NICE, FEW_NICE
 from shell_service.sandbox.order import order
 from shell_service.sandbox.protocol import Order
+from shell_service.sandbox.sandbox import _Kind
 from tests.sandbox.support import (
     LIMITS,
     alive,
@@ -302,7 +303,7 @@ def test_subordinate_uids_that_cannot_be_had_are_done_without_at_the_start_only(
             assert "jobs of all users share this uid" in caplog.text
             assert (await execute(await made.prepare(2), "id -u")).stdout == b"1000\n"
             made._uids = found  # had they worked at first, they would not be given up later
-            made._end(0, network=False)
+            made._end(_Kind(0))
             assert "/bin/false" in (await made.self_test(LIMITS) or "")
             assert made.facts()["uids"] == "subordinate"
 

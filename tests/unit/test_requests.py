@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql
 from baselayer.access import Caller
 from baselayer.errors import InvalidRequest, NotFound, RangeNotSatisfiable, sentence
 from baselayer.fields import Flag, Number, Text, Whole
-from baselayer.handler import _from_text
+from baselayer.handler import from_text
 from shell_service.handlers.base import decode_cursor, encode_cursor, job_cursor
 from shell_service.handlers.jobs import _preferred_wait
 from shell_service.handlers.output import parse_range
@@ -216,7 +216,7 @@ def test_what_cannot_be_preferred(prefer: str) -> None:
     ],
 )
 def test_values_in_a_query(field: Any, text: str, value: Any) -> None:
-    found = _from_text(field, text)
+    found = from_text(field, text)
     assert (found, type(found)) == (value, type(value))
 
 

@@ -198,7 +198,8 @@ BEGIN
 
   WITH new AS MATERIALIZED (
     SELECT * FROM json_to_recordset(p_jobs) AS r(
-      n int, id uuid, user_id int, name text, priority smallint, code text, shell text, args jsonb, env jsonb,
+      n int, id uuid, user_id int, name text, priority smallint, code text, upload text, entrypoint text, shell text,
+      args jsonb, env jsonb,
       stdin text, timeout float8, limits jsonb, network boolean, secrets jsonb, secrets_in_env boolean,
       secret_env jsonb, script_id int, script text, script_version int, parameters jsonb, share_output boolean,
       schedule_id int, fired_for timestamptz, notify jsonb,
@@ -206,11 +207,11 @@ BEGIN
       created_at timestamptz, ord bigint, deferred boolean)
     WHERE r.n <> ALL (v_refused)),
   stored AS (
-    INSERT INTO job (id, user_id, name, priority, code, shell, args, env, stdin, timeout, limits, network,
+    INSERT INTO job (id, user_id, name, priority, code, upload, entrypoint, shell, args, env, stdin, timeout, limits, network,
                      secrets, secrets_in_env, secret_env, script_id, script, script_version, parameters, share_output,
                      schedule_id, fired_for, notify,
                      run_at, retries, retry_delay, on_lost, created_at, modified)
-    SELECT id, user_id, name, priority, code, shell, args, env, stdin,
+    SELECT id, user_id, name, priority, code, decode(upload, 'hex'), entrypoint, shell, args, env, stdin,
            coalesce(timeout, v_own_timeouts[n + 1], v_timeout), coalesce(v_own_limits[n + 1], v_limits) || limits, network,
            secrets, secrets_in_env, secret_env, script_id, script, script_version, parameters, share_output,
            schedule_id, fired_for, notify,

@@ -1,0 +1,224 @@
+"""Forms: bodies of multipart/form-data, read as they come in. Text is kept, files go on to a sink, bit by bit."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+import orjson
+from marshmallow import Schema, fields
+from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser
+from tornado import web
+
+from baselayer.errors import ApiError, InvalidRequest, TooLarge
+from baselayer.handler import Endpoint, Handler, checker, from_text
+
+_AT_ONCE = 256 * 1024  # bytes that a thread is asked to take
+_MOST_PARTS = 20_000
+_PATIENCE = 6 * 3600.0  # seconds that a form may take to come; the router ends those that stand still
+_MOST_HEADER = 4096  # bytes of a part's header; the longest that is needed holds a name of 255 bytes
+
+
+class Sink(Protocol):
+    """Takes the files of one form, in a thread. Each may raise an `ApiError`."""
+
+    def begin(self, field: str, name: str) -> None:
+        """Another file comes, in this field and under this name."""
+
+    def write(self, data: bytes) -> None:
+        """A part of its content."""
+
+    def end(self) -> None:
+        """That was all of it."""
+
+    def close(self) -> None:
+        """Called at last, whatever became of the form; maybe while another call goes on."""
+
+
+class Form:
+    """One form."""
+
+    def __init__(self, boundary: str, sink: Sink, most: int) -> None:
+        """All text fields together may take `most` bytes. Raises `InvalidRequest` for what is no boundary."""
+        self.fields: dict[str, str] = {}
+        self._sink, self._left = sink, most
+        try:
+            self._parser = PushMultipartParser(
+                boundary, max_header_size=_MOST_HEADER, max_segment_count=_MOST_PARTS, strict=True
+            )
+        except MultipartError as error:
+            raise _invalid(error) from None
+        self._part: MultipartSegment | None = None
+        self._text = bytearray()
+        self._waiting: list[Callable[[], None]] = []  # what the sink is still to be told
+        self._size = 0  # bytes of it
+
+    async def feed(self, data: bytes) -> None:
+        """Take the next part of the body; returns when the sink has taken nearly all of it. Raises `ApiError`."""
+        try:
+            for event in self._parser.parse(data):
+                if isinstance(event, MultipartSegment):
+                    self._begin(event)
+                elif event is None:
+                    self._end()
+                else:
+                    self._take(bytes(event))
+        except ParserLimitReached as error:
+            raise TooLarge(f"The form is too large: {error}.") from None
+        except MultipartError as error:
+            raise _invalid(error) from None
+        if self._size >= _AT_ONCE:
+            await self._tell()
+
+    async def finish(self) -> dict[str, str]:
+        """The text fields, when all of the body has come. Raises `ApiError`."""
+        try:
+            self._parser.close()
+        except MultipartError as error:
+            raise _invalid(error) from None
+        await self._tell()
+        return self.fields
+
+    def _begin(self, part: MultipartSegment) -> None:
+        self._part, self._text = part, bytearray()
+        if part.filename is not None:
+            self._waiting.append(partial(self._sink.begin, part.name or "", part.filename))
+        elif not part.name or part.name in self.fields:
+            raise InvalidRequest(f"The form has a field {part.name or ''!r:.70} twice, or without a name.")
+
+    def _take(self, data: bytes) -> None:
+        assert self._part is not None
+        self._size += len(data)
+        if self._part.filename is not None:
+            self._waiting.append(partial(self._sink.write, data))
+            return
+        self._left -= len(data)
+        if self._left < 0:
+            raise TooLarge("The fields of the form that are no files are too large.")
+        self._text += data
+
+    def _end(self) -> None:
+        assert self._part is not None
+        if self._part.filename is not None:
+            self._waiting.append(self._sink.end)
+            return
+        try:
+            self.fields[self._part.name or ""] = self._text.decode()
+        except UnicodeDecodeError:
+            raise InvalidRequest(f"The field {self._part.name!r:.70} of the form is not UTF-8.") from None
+
+    async def _tell(self) -> None:
+        waiting, self._waiting, self._size = self._waiting, [], 0
+        if waiting:
+            await asyncio.to_thread(_do, waiting)
+
+
+def boundary_of(content_type: str) -> str | None:
+    """The boundary that a Content-Type names, if it is that of a form; empty where it names none."""
+    kind, _, parameters = content_type.partition(";")
+    if kind.strip().lower() != "multipart/form-data":
+        return None
+    match = re.search(r'(?:^|;)\s*boundary\s*=\s*(?:"([^"\r\n]{1,70})"|([^\s";]{1,70})\s*(?:;|$))', parameters, re.I)
+    return (match[1] or match[2]) if match else ""
+
+
+def _do(calls: list[Callable[[], None]]) -> None:
+    for call in calls:
+        call()
+
+
+def _invalid(error: MultipartError) -> InvalidRequest:
+    return InvalidRequest(f"The body is no valid form: {error}.")
+
+
+@web.stream_request_body
+class FormHandler(Handler):
+    """A handler of which methods may take a form, with files in it that are larger than any other body.
+
+    What is wrong with a body is answered when all of it has come: whoever sends it reads no answer before.
+    """
+
+    def initialize(self, *args: Any, **kwargs: Any) -> None:
+        super().initialize(*args, **kwargs)
+        self.sink: Sink | None = None
+        self._form: Form | None = None
+        self._body = bytearray()
+        self._problem: ApiError | None = None
+        self._closing: asyncio.Future[None] | None = None
+
+    @property
+    def body_sizes(self) -> tuple[int, int]:
+        """The most bytes of an ordinary body, or of the text in a form; and of a form with its files."""
+        raise NotImplementedError
+
+    async def open_sink(self) -> Sink:
+        """What takes the files of a form. Raises `ApiError`."""
+        raise NotImplementedError
+
+    async def prepare(self) -> None:
+        boundary = boundary_of(self.request.headers.get("Content-Type", ""))
+        declared: Endpoint | None = getattr(getattr(self, (self.request.method or "").lower(), None), "endpoint", None)
+        if boundary is None or declared is None or not declared.form:
+            return
+        connection = self.request.connection
+        connection.set_max_body_size(self.body_sizes[1])  # type: ignore[union-attr]
+        connection.set_body_timeout(_PATIENCE)  # type: ignore[union-attr]
+        try:
+            await self.admit(declared)
+            self.sink = await self.open_sink()
+            self._form = Form(boundary, self.sink, self.body_sizes[0])
+        except ApiError as error:
+            self._problem = error
+
+    async def data_received(self, chunk: bytes) -> None:
+        if self._problem:
+            return
+        try:
+            if self._form:
+                await self._form.feed(chunk)
+            elif len(self._body) + len(chunk) > self.body_sizes[0]:
+                raise TooLarge(f"The request body is larger than {self.body_sizes[0]} bytes.")
+            else:
+                self._body += chunk
+        except ApiError as error:
+            self._problem = error
+
+    async def admit(self, declared: Endpoint) -> None:
+        if self._problem:
+            raise self._problem
+        await super().admit(declared)
+
+    async def read_body(self, schema_type: type[Schema] | None) -> dict[str, Any]:
+        self.request.body = bytes(self._body)
+        if self._form is None:
+            return await super().read_body(schema_type)
+        schema = checker(schema_type)
+        given = await self._form.finish()
+        values = {name: _from_form(schema.fields.get(name), name, text) for name, text in given.items()}
+        self.request.body = orjson.dumps(values)  # what it asks for, but its files
+        return await asyncio.to_thread(self.load, schema, values, "field")
+
+    def on_finish(self) -> None:
+        super().on_finish()
+        self._close()
+
+    def on_connection_close(self) -> None:
+        super().on_connection_close()
+        self._close()
+
+    def _close(self) -> None:
+        if self.sink and not self._closing:  # in a thread, as it waits for what is being written
+            self._closing = asyncio.get_running_loop().run_in_executor(None, self.sink.close)
+
+
+def _from_form(expected: fields.Field[Any] | None, name: str, text: str) -> Any:
+    """What the text of a field stands for: JSON, where the schema expects a list or an object."""
+    if isinstance(expected, fields.List | fields.Dict | fields.Nested):
+        try:
+            return orjson.loads(text)
+        except orjson.JSONDecodeError:
+            raise InvalidRequest.of({name[:64]: ["Must be JSON."]}) from None
+    return from_text(expected, text)
