@@ -295,7 +295,7 @@ class Job(Base):
         # A job has ended exactly when it has a final status and the time of it.
         CheckConstraint("(status IS NULL) = (finished_at IS NULL)", name="final"),
         # Sizes are there for whoever adds up all that a user keeps, without reading the rows.
-        Index(None, "user_id", "id", postgresql_include=["stdout_bytes", "stderr_bytes", "artifacts_bytes"]),
+        Index(None, "user_id", "id", postgresql_include=["stdout_bytes", "stderr_bytes", "artifacts_bytes", "upload"]),
         Index(None, "user_id", "pinned", postgresql_where=text("pinned")),
         Index(None, "user_id", "upload", "id", postgresql_where=text("upload IS NOT NULL")),
         Index(None, "upload", postgresql_where=text("upload IS NOT NULL")),

@@ -1,8 +1,9 @@
 """Retention: which jobs go when, with what they left, and their going.
 
 A job goes when it is older than the configuration allows, or when its owner's newer jobs have filled what each user may
-keep. Only jobs that have ended go, and none that is pinned. Records go first, some hundreds in a transaction; their
-outputs are noted in the same, and removed behind that by a runner, who alone may write there.
+keep of output, artifacts and files that jobs were given. Only jobs that have ended go, and none that is pinned. Records
+go first, some hundreds in a transaction; their outputs are noted in the same, and removed behind that by a runner, who
+alone may write there. For files that jobs were given see `uploads`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,12 @@ from shell_service.settings import Retention
 
 AT_ONCE = 500  # jobs of a transaction
 _NIL = uuid.UUID(int=0)
-_BYTES = "coalesce(stdout_bytes, 0) + coalesce(stderr_bytes, 0) + coalesce(artifacts_bytes, 0)"
+# What a job keeps. Files that it was given count with the newest of its owner's jobs that were given them.
+_BYTES = """
+  coalesce(stdout_bytes, 0) + coalesce(stderr_bytes, 0) + coalesce(artifacts_bytes, 0) + CASE WHEN upload IS NULL THEN 0
+  WHEN EXISTS (SELECT FROM job n WHERE n.user_id = job.user_id AND n.upload = job.upload AND n.id > job.id) THEN 0
+  ELSE (SELECT u.size FROM upload u WHERE u.digest = job.upload) END
+"""
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,6 @@ class NewJob:
     name: str
     priority: int
     code: str
-    upload: str | None  # the digest of files that it is given, in place of code,
-    entrypoint: str | None  # with which of them is run
     shell: str
     args: list[str]
     env: dict[str, str]
@@ -83,6 +81,8 @@ class NewJob:
     created_at: datetime
     deferred: bool
     secret_env: dict[str, str] = field(default_factory=dict)  # names of secrets by those of variables
+    upload: str | None = None  # the digest of files that it is given, in place of code,
+    entrypoint: str | None = None  # with which of them is run
     script_id: int | None = None  # what it runs, if that is saved
     script: str | None = None  # owner/name
     script_version: int | None = None

@@ -49,6 +49,7 @@ TABLE: list[tuple[str, str, str, Any, tuple[int, int, int, int, int]]] = [
     ("PUT", f"{ONE}", "{script}", {"code": "echo other"}, (401, 403, 404, 200, 200)),
     ("DELETE", f"{ONE}", "{script}", None, (401, 403, 404, 200, 200)),
     ("GET", f"{ONE}/code", "{script}/code", None, (401, 403, 404, 200, 200)),
+    ("GET", f"{ONE}/files", "{files}/files", None, (401, 403, 404, 200, 200)),
     ("GET", f"{ONE}/versions", "{script}/versions", None, (401, 403, 404, 200, 200)),
     ("GET", f"{ONE}/versions/{{version}}", "{script}/versions/1", None, (401, 403, 404, 200, 200)),
     ("GET", f"{ONE}/diff", "{script}/diff?from=1&to=2", None, (401, 403, 404, 200, 200)),
@@ -127,6 +128,9 @@ class World:
             api.post("/api/scripts", {"name": name, "code": "echo private"}).data  # noqa: B018
         self.script_record = api.put(f"/api/scripts/{self.script}", {"code": "echo hidden"}).data
         api.delete(f"/api/scripts/{self.archived}").data  # noqa: B018
+        self.files = f"f{uuid.uuid4().hex}"
+        given = {"name": self.files, "files": {"main.sh": "echo private"}, "entrypoint": "main.sh"}
+        api.post("/api/scripts", given).data  # noqa: B018
         self.group = f"g{uuid.uuid4().hex}"
         admin = self.callers["admin"]
         admin.post("/api/groups", {"name": self.group}).data  # noqa: B018
@@ -145,6 +149,7 @@ class World:
             .replace("{name}", self.script)
             .replace("{schedule}", f"/api/schedules/{self.schedule}")
             .replace("{script}", f"/api/scripts/{self.owner.username}/{self.script}")
+            .replace("{files}", f"/api/scripts/{self.owner.username}/{self.files}")
             .replace("{archived}", f"/api/scripts/{self.owner.username}/{self.archived}")
             .replace("{share}", str(self.share))
             .replace("{group}", f"/api/groups/{self.group}")

@@ -119,6 +119,8 @@ def belongings_of(person: Person, admin: Api) -> Belongings:
         person.api("POST" if "name" in request else "PUT", path, json=request).data  # noqa: B018
     admin.post("/api/groups", {"name": group, "description": secret}).data  # noqa: B018
     admin.put(f"/api/groups/{group}/members/{person.username}", {"owner": True}).data  # noqa: B018
+    given = {"name": f"files{secret[:12]}", "files": {"main.sh": f"echo {secret}"}, "entrypoint": "main.sh"}
+    person.api.post("/api/scripts", given).data  # noqa: B018
     share = person.api.post(f"/api/scripts/{script}/shares", {"group": group, "level": "edit"}).data
     schedule = person.api.post("/api/schedules", {"script": script, "every": 3600}).data
     things = {

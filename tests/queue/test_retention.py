@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import uuid
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import uuid_utils.compat
 
+from baselayer.config import Bytes
 from baselayer.errors import Conflict, NotAllowed, NotFound
-from shell_service import jobs, queue, retention
+from shell_service import jobs, queue, retention, uploads
 from shell_service.queue import Fenced, Result
 from shell_service.retention import Cut
-from shell_service.settings import Retention
+from shell_service.settings import Retention, Uploads
+from shell_service.uploads import UploadStore
 from tests.database import Transactions
 from tests.factories import Enlisted, add_jobs, add_user
 from tests.queue.test_schedules import caller_of
 
 MIB = 2**20
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> UploadStore:
+    return UploadStore(tmp_path, Uploads(Bytes(MIB), Bytes(0)), 0)
 
 
 def old_id(days: float) -> uuid.UUID:
@@ -97,6 +106,79 @@ def test_by_size_the_newest_stay(transact: Transactions, user: int) -> None:
     assert retain(transact, size=4 * MIB) == 6
     assert left(transact) == {*mine[:4], pinned, *theirs}
     assert retain(transact, size=4 * MIB) == 0
+
+
+def give(transact: Transactions, job_id: uuid.UUID, digest: bytes, size: int) -> None:
+    """Let a job have been given files."""
+    transact.sql(
+        "INSERT INTO upload (digest, kind, size, used_at) VALUES (:digest, 'zip', :size, now() - interval '2 hours')"
+        " ON CONFLICT DO NOTHING",
+        digest=digest, size=size,
+    )  # fmt: skip
+    transact.sql("UPDATE job SET upload = :digest, entrypoint = 'x.sh' WHERE id = :id", digest=digest, id=job_id)
+
+
+def test_artifacts_and_files_count_for_size(transact: Transactions, user: int) -> None:
+    """The same files once, with the newest job that was given them."""
+    mine = [add(transact, user, days, MIB) for days in range(8)]
+    transact.sql("UPDATE job SET artifacts_bytes = :size WHERE id = :id", size=MIB, id=mine[0])
+    for number in (2, 3, 4):
+        give(transact, mine[number], b"same", 2 * MIB)
+    # 2 of the first, 1 of the second, 3 of the third with its files, 1 of the fourth: 7; the fifth makes 8.
+    rows = transact(retention.outlook, Retention(0, 7 * MIB, 10))
+    assert [(int(row["bytes"]), row["beyond"]) for row in rows] == [(11 * MIB, 4)]
+    assert retain(transact, size=7 * MIB) == 4
+    assert left(transact) == set(mine[:4])
+
+
+def test_files_go_with_the_last_that_uses_them(transact: Transactions, user: int, store: UploadStore) -> None:
+    old, new = add(transact, user, 10), add(transact, user, 1)
+    for job_id, digest in ((old, b"old"), (new, b"new"), (old, b"old")):
+        give(transact, job_id, digest, 3)
+    for digest in (b"old", b"new", b"script"):
+        path = store.path(digest.hex(), "zip")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"PK")
+    transact.sql("INSERT INTO upload (digest, kind, size) VALUES ('fresh', 'zip', 1)")
+    transact.sql("INSERT INTO upload (digest, kind, size, used_at) VALUES ('script', 'zip', 1, '2020-01-01Z')")
+    transact.sql(
+        "INSERT INTO content (digest, code, shell, parameters, defaults, size, upload)"
+        " VALUES ('c', '', 'auto', '[]', '{}', 1, 'script')"
+    )
+    assert transact(uploads.collect, store) == 0
+    assert retain(transact, days=5) == 1
+    assert transact(uploads.collect, store) == 1
+    assert {bytes(row.digest) for row in transact.sql("SELECT digest FROM upload")} == {b"new", b"fresh", b"script"}
+    assert not store.path(b"old".hex(), "zip").exists()
+    assert store.path(b"new".hex(), "zip").exists() and store.path(b"script".hex(), "zip").exists()
+
+
+def test_files_that_no_row_stands_for_are_swept(transact: Transactions, user: int, store: UploadStore) -> None:
+    give(transact, add(transact, user), bytes([7]) * 32, 2)
+    for digest, age in (("07" * 32, 7200), ("07" + "11" * 31, 7200), ("07" + "22" * 31, 60), ("08" * 32, 7200)):
+        path = store.path(digest, "zip")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"PK")
+        os.utime(path, (time.time() - age,) * 2)
+    transact(uploads.sweep, store, 7)
+    assert {path.name[2:6] for path in store.folder.rglob("*.zip")} == {"0707", "2222", "0808"}
+
+
+def test_uploads_of_a_user_are_bounded(transact: Transactions, user: int, store: UploadStore) -> None:
+    give(transact, add(transact, user), b"first", 5)
+
+    def keep(data: bytes, who: int, most: int) -> None:
+        incoming = store.receive()
+        incoming.begin("archive", "a.zip")
+        incoming.write(b"PK\3\4" + data)
+        incoming.end()
+        transact(uploads.keep, store, incoming, incoming.finish(), who, most)
+
+    with pytest.raises(Conflict, match="may take 10 bytes, and they take 5; 6 more"):
+        keep(b"ab", user, 10)
+    keep(b"a", user, 10)
+    keep(b"ab", transact(add_user), 10)
+    keep(b"abcdefghi", user, 0)
 
 
 def test_the_outlook_says_what_will_go(transact: Transactions, user: int) -> None:

@@ -34,7 +34,7 @@ def upgrade() -> None:
     op.add_column("job", sa.Column("artifacts", sa.Integer(), nullable=True))
     op.add_column("job", sa.Column("artifacts_bytes", sa.BigInteger(), nullable=True))
     op.add_column("job", sa.Column("artifacts_truncated", sa.Boolean(), nullable=True))
-    _index("stdout_bytes", "stderr_bytes", "artifacts_bytes")
+    _index("stdout_bytes", "stderr_bytes", "artifacts_bytes", "upload")
     # Those that have still to run; 256 MiB is what the configuration says where nobody has changed it.
     op.execute("""UPDATE job SET limits = limits || '{"artifacts": 268435456}' WHERE status IS NULL""")
 
