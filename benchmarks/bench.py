@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -134,3 +135,9 @@ class Shares:
     def text(self) -> str:
         """Such as ``CPU ms each: machine 6.9, sandbox 2.4, app 1.6``."""
         return "CPU ms each: " + ", ".join(f"{k} {v:.2f}" for k, v in self.milliseconds.items() if v >= 0.01)
+
+
+def memory_of(pid: int) -> int:
+    """Bytes of a process's resident memory."""
+    with open(f"/proc/{pid}/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()

@@ -20,6 +20,7 @@ from benchmarks.scenarios import (
     schedules,
     scripts,
     submit,
+    uploads,
 )
 
 SCENARIOS: dict[str, Callable[[Bench], Awaitable[list[Row]]]] = {
@@ -32,6 +33,7 @@ SCENARIOS: dict[str, Callable[[Bench], Awaitable[list[Row]]]] = {
     "neighbours": neighbours.run,
     "follow": follow.run,
     "flood": flood.run,
+    "uploads": uploads.run,
     "scripts": scripts.run,
     "schedules": schedules.run,
     "history": history.run,

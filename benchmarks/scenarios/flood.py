@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 import time
 
-from benchmarks.bench import Bench
+from benchmarks.bench import Bench, memory_of
 from benchmarks.client import Connection, UnexpectedAnswer
 from benchmarks.results import Row
 
@@ -21,11 +20,11 @@ async def run(bench: Bench) -> list[Row]:
     rates, growths = [], []
     connection = await Connection.open(bench.port)
     for _ in range(bench.rounds):
-        before, peak = _memory(runner), 0
+        before, peak = memory_of(runner), 0
         began = time.perf_counter()
         waiting = asyncio.create_task(connection.request("POST", "/api/jobs?wait=120", bench.tokens[0], code))
         while not waiting.done():
-            peak = max(peak, _memory(runner))
+            peak = max(peak, memory_of(runner))
             await asyncio.wait({waiting}, timeout=_LOOK_SECONDS)
         seconds = time.perf_counter() - began
         job = waiting.result().data()
@@ -39,9 +38,3 @@ async def run(bench: Bench) -> list[Row]:
         Row("flood", what, "MB/s", rates, bound=300),
         Row("flood", "growth of the runner's memory meanwhile", "MiB", growths, bound=16, at_most=True),
     ]
-
-
-def _memory(pid: int) -> int:
-    """Bytes of a process's resident memory."""
-    with open(f"/proc/{pid}/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()

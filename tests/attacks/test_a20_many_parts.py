@@ -24,7 +24,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize("kind", BODIES)
-def test_forms_are_not_read(wire: Wire, admin: Api, belongings: Belongings, kind: str) -> None:
+def test_forms_are_not_read_or_refused_at_once(wire: Wire, admin: Api, belongings: Belongings, kind: str) -> None:
     header, body = BODIES[kind]
     nobody_takes(wire, admin, belongings, [header], body)
 

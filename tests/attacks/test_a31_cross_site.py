@@ -36,8 +36,9 @@ def test_what_a_form_can_send_is_not_taken(
                 headers = [f"Content-Type: {kind}", *FROM_ELSEWHERE]
                 reply = wire.ask("POST", address, *headers, "Cookie: session=x", body=FORMS[kind], anew=True)
                 assert reply.status in (401, 415), operation
-                reply = wire.ask("POST", address, *headers, token=admin.token, body=FORMS[kind])
-                assert reply.status == 415, operation
+                if not (operation.endpoint.form and kind.startswith("multipart/")):
+                    reply = wire.ask("POST", address, *headers, token=admin.token, body=FORMS[kind])
+                    assert reply.status == 415, operation
 
 
 def test_looking_changes_nothing(wire: Wire, admin: Api, belongings: Belongings, unchanged: Unchanged) -> None:
