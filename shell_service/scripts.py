@@ -48,6 +48,7 @@ MAX_SHARES = 200  # of a script
 _PLAIN: Mapping[str, Any] = {
     "upload": None,
     "entrypoint": None,
+    "shell": "sh",
     "parameters": [],
     "defaults": {},
     "description": "",
