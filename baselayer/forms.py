@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from concurrent.futures import Executor
 from functools import partial
 from typing import Any, Protocol
 
@@ -41,10 +42,13 @@ class Sink(Protocol):
 class Form:
     """One form."""
 
-    def __init__(self, boundary: str, sink: Sink, most: int) -> None:
-        """All text fields together may take `most` bytes. Raises `InvalidRequest` for what is no boundary."""
+    def __init__(self, boundary: str, sink: Sink, most: int, threads: Executor) -> None:
+        """All text fields together may take `most` bytes. Raises `InvalidRequest` for what is no boundary.
+
+        The sink is told in one of `threads`.
+        """
         self.fields: dict[str, str] = {}
-        self._sink, self._left = sink, most
+        self._sink, self._left, self._threads = sink, most, threads
         try:
             self._parser = PushMultipartParser(
                 boundary, max_header_size=_MOST_HEADER, max_segment_count=_MOST_PARTS, strict=True
@@ -113,7 +117,7 @@ class Form:
     async def _tell(self) -> None:
         waiting, self._waiting, self._size = self._waiting, [], 0
         if waiting:
-            await asyncio.to_thread(_do, waiting)
+            await asyncio.get_running_loop().run_in_executor(self._threads, _do, waiting)
 
 
 def boundary_of(content_type: str) -> str | None:
@@ -154,8 +158,13 @@ class FormHandler(Handler):
         """The most bytes of an ordinary body, or of the text in a form; and of a form with its files."""
         raise NotImplementedError
 
-    async def open_sink(self) -> Sink:
-        """What takes the files of a form. Raises `ApiError`."""
+    @property
+    def threads(self) -> Executor:
+        """For what waits for a disk. Not those that all else of the process needs."""
+        raise NotImplementedError
+
+    async def open_sink(self, size: int | None) -> Sink:
+        """What takes the files of a form of so many bytes, if that is known. Raises `ApiError`."""
         raise NotImplementedError
 
     async def prepare(self) -> None:
@@ -168,8 +177,9 @@ class FormHandler(Handler):
         connection.set_body_timeout(_PATIENCE)  # type: ignore[union-attr]
         try:
             await self.admit(declared)
-            self.sink = await self.open_sink()
-            self._form = Form(boundary, self.sink, self.body_sizes[0])
+            length = self.request.headers.get("Content-Length", "")
+            self.sink = await self.open_sink(int(length) if length.isdigit() else None)
+            self._form = Form(boundary, self.sink, self.body_sizes[0], self.threads)
         except ApiError as error:
             self._problem = error
 
@@ -211,7 +221,7 @@ class FormHandler(Handler):
 
     def _close(self) -> None:
         if self.sink and not self._closing:  # in a thread, as it waits for what is being written
-            self._closing = asyncio.get_running_loop().run_in_executor(None, self.sink.close)
+            self._closing = asyncio.get_running_loop().run_in_executor(self.threads, self.sink.close)
 
 
 def _from_form(expected: fields.Field[Any] | None, name: str, text: str) -> Any:

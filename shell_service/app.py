@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Coroutine, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -37,6 +39,7 @@ from shell_service.uploads import UploadStore
 
 _SMALL = 100_000  # characters that are written out and sent within a millisecond: on the event loop
 _RECORDS = 20  # that are read at once: each may hold some megabytes
+_UPLOAD_THREADS = 4
 _LARGE = 4_000_000  # characters after which a transaction of several submissions takes no more
 
 
@@ -52,6 +55,8 @@ class App:
     ticker: Ticker
     reader: OutputReader
     uploads: UploadStore
+    upload_threads: Executor
+    uploading: Counter[int]  # uploads that are being sent, by user
     rules: JobRules
     limits: Limits
     keyring: Keyring
@@ -115,6 +120,8 @@ def make_app(
         ticker=Ticker(),
         reader=OutputReader(outputs),
         uploads=UploadStore(settings.upload_dir, settings.uploads, settings.runner.min_free),
+        upload_threads=ThreadPoolExecutor(_UPLOAD_THREADS, "uploads"),
+        uploading=Counter(),
         rules=JobRules(settings.jobs, shells),
         limits=limits,
         keyring=keyring,

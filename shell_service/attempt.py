@@ -13,7 +13,7 @@ from functools import partial
 
 from baselayer.failpoint import FailPoints
 from baselayer.share import LoopShare
-from shell_service import ends, uploads
+from shell_service import ends
 from shell_service.capture import Capture, MaskedCapture
 from shell_service.ends import Ending
 from shell_service.journal import Journal
@@ -26,6 +26,7 @@ from shell_service.sandbox import UNAVAILABLE, Command, Exit, Files, NoNetwork, 
 from shell_service.sandbox.cgroup import Group, Groups
 from shell_service.sandbox.gauge import Gauge, Usage, Watch
 from shell_service.sandbox.tree import Tree
+from shell_service.shells import AUTO, of_ending
 from shell_service.uploads import UploadStore
 
 logger = logging.getLogger(__name__)
@@ -178,9 +179,8 @@ class Attempt:
 
     def _interpreter(self) -> str:
         claim, shells = self.claim, self._means.shells
-        if claim.entrypoint is not None and claim.shell == uploads.AUTO:
-            shell = uploads.ending(claim.entrypoint, shells)
-            return shells[shell] if shell else ""
+        if claim.entrypoint is not None and claim.shell == AUTO:
+            return of_ending(claim.entrypoint, shells) or ""
         if claim.shell not in shells:
             raise ValueError(f"This runner does not have the interpreter {claim.shell}.")
         return shells[claim.shell]
@@ -192,7 +192,7 @@ class Attempt:
         path = self._means.uploads.path(claim.upload, claim.upload_kind)
         if not path.exists():
             raise ValueError("The files that this job was given are not there any more.")
-        return Files(str(path), claim.upload_kind, claim.entrypoint, claim.shell == uploads.AUTO)
+        return Files(str(path), claim.upload_kind, claim.entrypoint, claim.shell == AUTO)
 
     def _file(self, stream: Kept) -> Callable[[], int]:
         """What makes the file of a stream, when there is something for it."""

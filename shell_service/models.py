@@ -154,13 +154,15 @@ class Upload(Base):
     """Files that jobs are given, once for all that are given the same: see `uploads`."""
 
     __tablename__ = "upload"
+    __table_args__ = (Index(None, "user_id", "used_at"),)
 
     digest: Mapped[bytes] = mapped_column(primary_key=True)
     kind: Mapped[str]
     size: Mapped[int] = mapped_column(BigInteger)
     #: Path, size, SHA-256 and whether it begins with #! of each; null where they came as an archive.
     files: Mapped[list[list[Any]] | None] = mapped_column(JSONB(none_as_null=True))
-    used_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+    user_id: Mapped[int]  # who sent it last
+    used_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())  # and when
 
 
 class Content(Base):

@@ -18,7 +18,8 @@ from shell_service import webhook_schemas
 from shell_service.limits import LEAST
 from shell_service.models import STATUSES
 from shell_service.settings import Jobs
-from shell_service.uploads import AUTO, MAX_FILES
+from shell_service.shells import AUTO
+from shell_service.uploads import MAX_FILES
 
 NAME = "[A-Za-z0-9._-]+"
 VARIABLE = "[A-Za-z_][A-Za-z0-9_]{0,63}"

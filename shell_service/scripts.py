@@ -40,6 +40,7 @@ from baselayer.visibility import Viewer, visible
 from shell_service import groups, parameters, uploads
 from shell_service.models import Content, Group, GroupMember, Script, ScriptShare, ScriptVersion
 from shell_service.settings import Scripts as Bounds
+from shell_service.shells import AUTO
 
 _CONTENT_LOCK = 7_301  # advisory: contents are stored, or, by one alone, removed
 _CONTENT = ("code", "upload", "entrypoint", "shell", "parameters", "defaults")  # what a version says
@@ -373,7 +374,7 @@ def _instead(now: Row[Any], request: Mapping[str, Any]) -> dict[str, Any]:
     if "code" in request:
         return {"upload": None, "entrypoint": None, "shell": "sh" if now.upload else now.shell}
     if "upload" in request:
-        return {"code": "", "shell": now.shell if now.upload else uploads.AUTO}
+        return {"code": "", "shell": now.shell if now.upload else AUTO}
     if "entrypoint" in request and now.upload is None:
         raise InvalidRequest.of({"entrypoint": ["Belongs to files only, and the script has none."]})
     return {}

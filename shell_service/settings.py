@@ -18,6 +18,7 @@ from baselayer.config import Bytes, ConfigError
 from baselayer.guard import Guard
 from baselayer.privilege import Account
 from shell_service.limits import LEAST, NAMES, WITH_TIMEOUT, Bounds, JobLimits
+from shell_service.shells import AUTO
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -90,6 +91,7 @@ class Scripts:
 class Uploads:
     max_size: Bytes
     user_size: Bytes
+    at_once: int
 
 
 @dataclass(frozen=True)
@@ -349,6 +351,7 @@ def _check_ranges(settings: Settings) -> None:
         "runner.slots": settings.runner.slots,
         "database.pool_size": settings.database.pool_size,
         "access.failures_per_minute": settings.access.failures_per_minute,
+        "uploads.at_once": settings.uploads.at_once,
     }
     for key, value in at_least_one.items():
         if value < 1:
@@ -395,5 +398,7 @@ def _check_ranges(settings: Settings) -> None:
         Guard(settings.webhooks.networks)
     except ValueError as error:
         raise ConfigError(f"webhooks.allowed_networks: {error}; expected networks such as 10.1.0.0/16") from None
+    if AUTO in settings.shells:
+        raise ConfigError(f"shells.{AUTO} is the word for files that say themselves how they are run; take another one")
     if settings.runner.lost_after < 3 * settings.runner.heartbeat_seconds:
         raise ConfigError("runner.lost_after must be at least three times runner.heartbeat_seconds")

@@ -28,15 +28,13 @@ from sqlalchemy.orm import Session
 from baselayer.errors import Conflict, InvalidRequest, TooLarge, Unavailable
 from shell_service.sandbox import names
 from shell_service.settings import Uploads as Bounds
+from shell_service.shells import AUTO, ENDINGS
 
 MAX_FILES = 10_000
 _FRESH = 3600  # seconds that an upload stays which nothing refers to
 _AT_ONCE = 100  # uploads that one transaction removes
+_LOOK = 64 << 20  # bytes after which it is looked again whether there is room
 _REQUIREMENTS = "requirements.txt"
-#: How an entrypoint is run that does not say so itself, by its ending.
-ENDINGS = {".py": "python", ".sh": "sh"}
-#: The shell of files of which none is named: what the first line of the entrypoint says, else its ending.
-AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -72,14 +70,17 @@ class UploadStore:
         """Where an upload is, or would be."""
         return self.folder / digest[:2] / f"{digest}.{kind}"
 
-    def receive(self) -> Incoming:
-        """Take a new one. Raises `Unavailable` where there is no room."""
+    def receive(self, size: int | None = None) -> Incoming:
+        """Take a new one, of about so many bytes if that is known. Raises `Unavailable` where there is no room."""
         try:
             self._incoming.mkdir(mode=0o750, exist_ok=True)
-            room = os.statvfs(self._incoming)
-            if room.f_bavail * room.f_frsize < self._min_free + self._bounds.max_size:
-                raise Unavailable("There is no room for uploads at the moment; the service's operator can make some.")
-            return Incoming(self._incoming / uuid.uuid4().hex, self._bounds)
+            incoming = Incoming(self._incoming / uuid.uuid4().hex, self._bounds, self._min_free)
+            try:
+                incoming.find_room(self._bounds.max_size if size is None else size)
+            except Unavailable:
+                incoming.close()
+                raise
+            return incoming
         except OSError as error:
             raise Unavailable(f"Uploads cannot be stored at the moment: {error.strerror}.") from error
 
@@ -139,8 +140,8 @@ class Incoming:
     `close` it whatever happens: then nothing is left of it, unless it was placed.
     """
 
-    def __init__(self, path: Path, bounds: Bounds) -> None:
-        self.path, self._bounds = path, bounds
+    def __init__(self, path: Path, bounds: Bounds, min_free: int) -> None:
+        self.path, self._bounds, self._min_free = path, bounds, min_free
         # A descriptor that is closed while another thread writes to it might by then be another file's.
         self._lock = threading.Lock()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
@@ -152,6 +153,12 @@ class Incoming:
         self._archive: str | None = None  # its kind; before that is known, its name
         self._files: dict[str, File] = {}
         self._folders: set[str] = set()  # that they are in
+
+    def find_room(self, size: int) -> None:
+        """Raise `Unavailable` where so much more would leave too little."""
+        room = os.statvfs(self.path.parent)
+        if room.f_bavail * room.f_frsize < self._min_free + size:
+            raise Unavailable("There is no room for uploads at the moment; the service's operator can make some.")
 
     @property
     def empty(self) -> bool:
@@ -203,6 +210,8 @@ class Incoming:
         self._begun = None
 
     def _append(self, data: bytes) -> None:
+        if self._size // _LOOK != (self._size + len(data)) // _LOOK:
+            self.find_room(_LOOK)  # others write, too
         self._size += len(data)
         if self._size > self._bounds.max_size:
             raise TooLarge(f"An upload may take {int(self._bounds.max_size)} bytes.")
@@ -286,12 +295,6 @@ def check(upload: Upload, entrypoint: str | None, shell: str) -> None:
         raise InvalidRequest.of(errors)
 
 
-def ending(entrypoint: str, shells: Collection[str]) -> str | None:
-    """The shell that an entrypoint is run with for its ending, if it is offered."""
-    shell = ENDINGS.get(os.path.splitext(entrypoint)[1])
-    return shell if shell in shells else None
-
-
 # -- in the database ---------------------------------------------------------------------------------------------------
 
 
@@ -310,10 +313,12 @@ def keep(session: Session, store: UploadStore, incoming: Incoming, upload: Uploa
     files = None if upload.files is None else [[f.path, f.size, f.sha256, f.own_line] for f in upload.files.values()]
     session.execute(
         text(
-            "INSERT INTO upload (digest, kind, size, files) VALUES (decode(:digest, 'hex'), :kind, :size, "
-            "CAST(:files AS jsonb)) ON CONFLICT (digest) DO UPDATE SET used_at = clock_timestamp()"
+            "INSERT INTO upload (digest, kind, size, files, user_id) VALUES (decode(:digest, 'hex'), :kind, :size,"
+            " CAST(:files AS jsonb), :user) ON CONFLICT (digest) DO UPDATE SET used_at = clock_timestamp(),"
+            " user_id = excluded.user_id"
         ),
         {
+            "user": user_id,
             "digest": upload.digest,
             "kind": upload.kind,
             "size": upload.size,
@@ -323,11 +328,13 @@ def keep(session: Session, store: UploadStore, incoming: Incoming, upload: Uploa
     store.place(incoming, upload)
 
 
+# Those that he has just sent count, too: nothing refers to them where the request was refused in the end.
 _OF_USER = text(
     "SELECT coalesce(sum(size), 0) FROM upload WHERE digest <> decode(:digest, 'hex') AND digest IN ("
     " SELECT upload FROM job WHERE user_id = :user AND upload IS NOT NULL"
     " UNION SELECT c.upload FROM script s JOIN script_version v ON v.script_id = s.id"
-    " JOIN content c ON c.digest = v.digest WHERE s.user_id = :user AND c.upload IS NOT NULL)"
+    " JOIN content c ON c.digest = v.digest WHERE s.user_id = :user AND c.upload IS NOT NULL"
+    f" UNION SELECT digest FROM upload WHERE user_id = :user AND used_at > now() - make_interval(secs => {_FRESH}))"
 )
 
 

@@ -4,30 +4,58 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
 
 import orjson
 
+from baselayer.errors import LimitReached
 from baselayer.forms import FormHandler
 from baselayer.handler import Call
 from shell_service import uploads
 from shell_service.handlers.base import AppHandler
-from shell_service.uploads import AUTO, Incoming
+from shell_service.shells import AUTO
+from shell_service.uploads import Incoming
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class FilesHandler(FormHandler, AppHandler):
     """A handler of which methods take files."""
 
     sink: Incoming | None
+    _counted: int | None = None  # whose upload this is, as long as it is one of those that he sends at once
 
     @property
     def body_sizes(self) -> tuple[int, int]:
         most = self.app.settings.server.max_body
         return most, most + self.app.settings.uploads.max_size
 
-    async def open_sink(self) -> Incoming:
-        return await asyncio.to_thread(self.app.uploads.receive)
+    @property
+    def threads(self) -> Executor:
+        return self.app.upload_threads
+
+    async def open_sink(self, size: int | None) -> Incoming:
+        assert self.caller is not None
+        user, most = self.caller.user_id, self.app.settings.uploads.at_once
+        if self.app.uploading[user] >= most:
+            raise LimitReached(f"You may send {most} uploads at once.", retry_after=5)
+        self.app.uploading[user] += 1
+        self._counted = user
+        return await self._in_thread(self.app.uploads.receive, size)
+
+    async def _in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        call = partial(function, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self.threads, call)
+
+    def _leave(self) -> None:
+        super()._leave()
+        if self._counted is not None:
+            self.app.uploading[self._counted] -= 1
+            self._counted = None
 
     def schema_context(self) -> Any:
         sent = self.sink is not None and not self.sink.empty
@@ -39,12 +67,12 @@ class FilesHandler(FormHandler, AppHandler):
         files: Mapping[str, str] | None = body.pop("files", None)
         sent = self.sink is not None
         if files is not None:
-            self.sink = await self.open_sink()
-            await asyncio.to_thread(_write, self.sink, files)
+            self.sink = await self.open_sink(len(self.request.body))
+            await self._in_thread(_write, self.sink, files)
         incoming = self.sink
         if incoming is None or incoming.empty:
             return body
-        upload = await asyncio.to_thread(incoming.finish)
+        upload = await self._in_thread(incoming.finish)
         uploads.check(upload, body["entrypoint"], body.get("shell") or AUTO)
         most = self.app.settings.uploads.user_size
         await self.app.database.run(uploads.keep, self.app.uploads, incoming, upload, call.caller.user_id, most)

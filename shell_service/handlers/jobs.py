@@ -25,7 +25,7 @@ from baselayer.errors import (
     Unavailable,
 )
 from baselayer.handler import Call, Route, endpoint
-from shell_service import jobs, queue, retention, runs, schemas, submissions, uploads
+from shell_service import jobs, queue, retention, runs, schemas, submissions
 from shell_service.audit import Entry
 from shell_service.handlers.base import AppHandler, encode_cursor, job_cursor
 from shell_service.handlers.files import FilesHandler
@@ -33,6 +33,7 @@ from shell_service.hub import Watch
 from shell_service.jobs import Wanted
 from shell_service.records import Record
 from shell_service.scripts import Found, Level, Name
+from shell_service.shells import AUTO
 from shell_service.submissions import NewJob, Overlaps, Stored, Submission
 
 _MAX_WAIT = 300  # seconds
@@ -344,7 +345,7 @@ class Rerun(SubmitHandler):
         found = await self.find(call, job_id, jobs.REQUEST)
         if found.row.user_id != call.caller.user_id:
             raise NotAllowed("Only its owner can run a job again.")
-        if found.row.shell not in (*self.app.rules.shells, uploads.AUTO):
+        if found.row.shell not in (*self.app.rules.shells, AUTO):
             raise Conflict(f"The interpreter {found.row.shell} is not offered any more.")
         request = submissions.request_again(found.row, call.body)
         if problems := schemas.secrets_problems(request):

@@ -10,7 +10,7 @@ import tarfile
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +284,24 @@ def test_one_that_is_cut_off_leaves_nothing(stack: Stack, alice: Api, fraction: 
         connection.sendall(head.encode() + body[: int(len(body) * fraction)])
         eventually(lambda: any(name.startswith("incoming/") for name in stored(stack)))
     assert alice.get("/api/jobs").data == before
+
+
+def test_no_more_than_some_at_once(stack: Stack, alice: Api, bob: Api) -> None:
+    """Of one user, on each worker; they count no longer when they are cut off."""
+    head = (
+        f"POST /api/jobs HTTP/1.1\r\nHost: localhost\r\nAuthorization: token {alice.token}\r\n"
+        "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000000\r\n\r\n--x\r\n"
+    )
+    most = stack.settings.uploads.at_once * stack.settings.server.processes
+    with nothing_kept(stack), ExitStack() as open_ones:
+        for _ in range(most):
+            connection = socket.create_connection(("127.0.0.1", stack.settings.server.port))
+            open_ones.enter_context(connection).sendall(head.encode())
+        script = {"x.sh": b"echo"}
+        refusal = eventually(lambda: (seen := send(alice, script, entrypoint="x.sh")).status == 429 and seen)
+        assert (refusal.code, refusal.headers["Retry-After"]) == ("limit_reached", "5")
+        assert send(bob, script, entrypoint="x.sh", delay="3600").status == 200
+    eventually(lambda: send(alice, script, entrypoint="x.sh").status == 200)
 
 
 def test_what_a_killed_worker_received_is_swept(stack: Stack) -> None:

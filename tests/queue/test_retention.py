@@ -13,7 +13,7 @@ import pytest
 import uuid_utils.compat
 
 from baselayer.config import Bytes
-from baselayer.errors import Conflict, NotAllowed, NotFound
+from baselayer.errors import Conflict, NotAllowed, NotFound, Unavailable
 from shell_service import jobs, queue, retention, uploads
 from shell_service.queue import Fenced, Result
 from shell_service.retention import Cut
@@ -28,7 +28,7 @@ MIB = 2**20
 
 @pytest.fixture
 def store(tmp_path: Path) -> UploadStore:
-    return UploadStore(tmp_path, Uploads(Bytes(MIB), Bytes(0)), 0)
+    return UploadStore(tmp_path, Uploads(Bytes(MIB), Bytes(0), 4), 0)
 
 
 def old_id(days: float) -> uuid.UUID:
@@ -111,8 +111,8 @@ def test_by_size_the_newest_stay(transact: Transactions, user: int) -> None:
 def give(transact: Transactions, job_id: uuid.UUID, digest: bytes, size: int) -> None:
     """Let a job have been given files."""
     transact.sql(
-        "INSERT INTO upload (digest, kind, size, used_at) VALUES (:digest, 'zip', :size, now() - interval '2 hours')"
-        " ON CONFLICT DO NOTHING",
+        "INSERT INTO upload (digest, kind, size, user_id, used_at)"
+        " VALUES (:digest, 'zip', :size, 0, now() - interval '2 hours') ON CONFLICT DO NOTHING",
         digest=digest, size=size,
     )  # fmt: skip
     transact.sql("UPDATE job SET upload = :digest, entrypoint = 'x.sh' WHERE id = :id", digest=digest, id=job_id)
@@ -139,8 +139,10 @@ def test_files_go_with_the_last_that_uses_them(transact: Transactions, user: int
         path = store.path(digest.hex(), "zip")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"PK")
-    transact.sql("INSERT INTO upload (digest, kind, size) VALUES ('fresh', 'zip', 1)")
-    transact.sql("INSERT INTO upload (digest, kind, size, used_at) VALUES ('script', 'zip', 1, '2020-01-01Z')")
+    transact.sql("INSERT INTO upload (digest, kind, size, user_id) VALUES ('fresh', 'zip', 1, 0)")
+    transact.sql(
+        "INSERT INTO upload (digest, kind, size, user_id, used_at) VALUES ('script', 'zip', 1, 0, '2020-01-01Z')"
+    )
     transact.sql(
         "INSERT INTO content (digest, code, shell, parameters, defaults, size, upload)"
         " VALUES ('c', '', 'auto', '[]', '{}', 1, 'script')"
@@ -177,8 +179,17 @@ def test_uploads_of_a_user_are_bounded(transact: Transactions, user: int, store:
     with pytest.raises(Conflict, match="may take 10 bytes, and they take 5; 6 more"):
         keep(b"ab", user, 10)
     keep(b"a", user, 10)
+    with pytest.raises(Conflict, match="they take 10; 5 more"):  # what nothing refers to yet counts, too
+        keep(b"b", user, 10)
     keep(b"ab", transact(add_user), 10)
     keep(b"abcdefghi", user, 0)
+
+
+def test_no_upload_takes_the_last_room(tmp_path: Path) -> None:
+    full = UploadStore(tmp_path, Uploads(Bytes(2**40), Bytes(0), 4), 2**60)
+    with pytest.raises(Unavailable, match="no room"):
+        full.receive(1)
+    assert not list((tmp_path / "incoming").iterdir())
 
 
 def test_the_outlook_says_what_will_go(transact: Transactions, user: int) -> None:

@@ -19,9 +19,11 @@ def upgrade() -> None:
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("size", sa.BigInteger(), nullable=False),
         sa.Column("files", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
+        sa.Column("user_id", sa.Integer(), nullable=False),
         sa.Column("used_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
         sa.PrimaryKeyConstraint("digest", name=op.f("upload_pkey")),
     )
+    op.create_index(op.f("upload_user_id_used_at_index"), "upload", ["user_id", "used_at"], unique=False)
     for table in ("content", "job"):
         op.add_column(table, sa.Column("upload", sa.LargeBinary(), nullable=True))
         op.add_column(table, sa.Column("entrypoint", sa.Text(), nullable=True))
