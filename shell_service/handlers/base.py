@@ -110,6 +110,17 @@ class AppHandler(Handler):
             raise InvalidRequest('If-Match must hold an ETag as it was given, in quotes, such as "1".')
         return re.findall(r'"([^"]*)"', given)
 
+    def page_wanted(self, call: Call) -> tuple[int, int | None]:
+        """How many things a page may have, and below which number theirs are; None: any. Raises `InvalidRequest`."""
+        cursor = decode_cursor(call.query["cursor"], 4)
+        return call.query["limit"], int.from_bytes(cursor) if cursor else None
+
+    def page_of(self, found: list[R], limit: int, number_of: Callable[[R], int]) -> list[R]:
+        """A page of what was found, which is one more where there is another page: then that is said."""
+        if len(found) > limit:
+            self.link_next(encode_cursor(number_of(found[limit - 1]).to_bytes(4)))
+        return found[:limit]
+
     def link_next(self, cursor: str | None) -> None:
         """Say where the next page is."""
         if cursor:

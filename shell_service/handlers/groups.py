@@ -10,7 +10,7 @@ from baselayer.access import Caller
 from baselayer.errors import Conflict, NotAllowed, NotFound
 from baselayer.handler import Call, Route, endpoint
 from shell_service import groups, schemas, script_schemas
-from shell_service.handlers.base import AppHandler, decode_cursor, encode_cursor
+from shell_service.handlers.base import AppHandler, encode_cursor
 
 
 class Groups(AppHandler):
@@ -35,8 +35,7 @@ class Groups(AppHandler):
 
         Those that one is in; administrators see all.
         """
-        limit, cursor = call.query["limit"], decode_cursor(call.query["cursor"], 4)
-        before = int.from_bytes(cursor) if cursor else None
+        limit, before = self.page_wanted(call)
         records, following = await self.app.database.ask(groups.page, call.caller, limit, before)
         self.link_next(encode_cursor(following.to_bytes(4)) if following else None)
         return records

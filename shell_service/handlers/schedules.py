@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import Row
@@ -20,7 +21,7 @@ from baselayer.fields import rfc3339
 from baselayer.handler import Call, Route, endpoint
 from shell_service import schedule_schemas, schedules, schemas
 from shell_service.audit import Entry
-from shell_service.handlers.base import AppHandler, decode_cursor, encode_cursor, number_of
+from shell_service.handlers.base import AppHandler, number_of
 from shell_service.handlers.jobs import SubmitHandler
 from shell_service.schedules import Means
 from shell_service.timetable import zone
@@ -67,11 +68,9 @@ class Schedules(ScheduleHandler):
 
         One's own; administrators see all.
         """
-        limit, cursor = call.query["limit"], decode_cursor(call.query["cursor"], 4)
-        before = int.from_bytes(cursor) if cursor else None
+        limit, before = self.page_wanted(call)
         rows = await self.app.database.ask(schedules.page, call.caller, limit + 1, before, call.query["script"])
-        self.link_next(encode_cursor(rows[limit - 1].id.to_bytes(4)) if len(rows) > limit else None)
-        return [schedules.record(row) for row in rows[:limit]]
+        return [schedules.record(row) for row in self.page_of(rows, limit, attrgetter("id"))]
 
 
 class Schedule(ScheduleHandler):

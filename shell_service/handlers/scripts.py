@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import orjson
@@ -13,10 +14,10 @@ from tornado.iostream import StreamClosedError
 from baselayer.access import Caller
 from baselayer.errors import Conflict, InvalidRequest, NotAllowed, NotFound, PreconditionFailed
 from baselayer.handler import STREAMED, Call, Route, endpoint
-from shell_service import schemas, script_schemas, scripts, uploads
+from shell_service import schemas, script_schemas, scripts, shares, uploads
 from shell_service.audit import Entry
 from shell_service.diff import TooDifferent
-from shell_service.handlers.base import AppHandler, decode_cursor, encode_cursor, number_of
+from shell_service.handlers.base import AppHandler, number_of
 from shell_service.handlers.files import FilesHandler
 from shell_service.output import CHUNK
 from shell_service.scripts import Level, Name
@@ -82,12 +83,10 @@ class Scripts(ScriptHandler, FilesHandler):
 
         One's own, and those that are shared with one; administrators see all.
         """
-        limit, cursor = call.query["limit"], decode_cursor(call.query["cursor"], 4)
-        before = int.from_bytes(cursor) if cursor else None
+        limit, before = self.page_wanted(call)
         which = call.query["owner"], call.query["archived"]
         found = await self.app.database.ask(scripts.page, call.caller, limit + 1, before, *which)
-        self.link_next(encode_cursor(found[limit - 1].id.to_bytes(4)) if len(found) > limit else None)
-        return [scripts.summary(item) for item in found[:limit]]
+        return [scripts.summary(item) for item in self.page_of(found, limit, attrgetter("id"))]
 
 
 class Script(ScriptHandler, FilesHandler):
@@ -196,11 +195,9 @@ class Versions(ScriptHandler):
     )
     async def get(self, call: Call, script: str, owner: str | None = None) -> Any:
         """List a script's versions, newest first."""
-        limit, cursor = call.query["limit"], decode_cursor(call.query["cursor"], 4)
-        before = int.from_bytes(cursor) if cursor else None
+        limit, before = self.page_wanted(call)
         rows = await self.app.database.ask(_versions, call.caller, self.name_of(call, script, owner), limit + 1, before)
-        self.link_next(encode_cursor(rows[limit - 1].number.to_bytes(4)) if len(rows) > limit else None)
-        return [scripts.version_summary(row) for row in rows[:limit]]
+        return [scripts.version_summary(row) for row in self.page_of(rows, limit, attrgetter("number"))]
 
 
 class Version(ScriptHandler):
@@ -325,7 +322,7 @@ class Shares(ScriptHandler):
         """
         name = self.name_of(call, script, owner)
         detail = {key: value for key, value in call.body.items() if value}
-        return await self.change(lambda _: self.entry(name, detail), scripts.share, call.caller, name, call.body)
+        return await self.change(lambda _: self.entry(name, detail), shares.share, call.caller, name, call.body)
 
 
 class Share(ScriptHandler):
@@ -342,7 +339,7 @@ class Share(ScriptHandler):
         def said(share: dict[str, Any]) -> Entry:
             return self.entry(name, {key: share[key] for key in ("user", "group", "level") if share[key]})
 
-        await self.change(said, scripts.unshare, call.caller, name, number)
+        await self.change(said, shares.unshare, call.caller, name, number)
         return {}
 
 
@@ -413,7 +410,7 @@ def _shares(session: Session, caller: Caller, name: Name) -> list[dict[str, Any]
     found = scripts.find(session, caller, name)
     if found.level < Level.OWN:
         raise NotAllowed("Only its owner sees whom a script is shared with.")
-    return scripts.shares(session, found)
+    return shares.listed(session, found)
 
 
 _ONE, _OWN = "/api/scripts/{owner}/{script}", "/api/scripts/{script}"

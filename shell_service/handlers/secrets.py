@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from operator import attrgetter
 from typing import Any
 
 from baselayer.errors import Conflict, NotFound
 from baselayer.handler import Call, Route, endpoint
 from shell_service import schemas, secrets, user_schemas
-from shell_service.handlers.base import AppHandler, decode_cursor, encode_cursor
+from shell_service.handlers.base import AppHandler
 
 
 class Secrets(AppHandler):
@@ -18,11 +19,9 @@ class Secrets(AppHandler):
 
         One's own, and their names only; administrators have no other list.
         """
-        limit, cursor = call.query["limit"], decode_cursor(call.query["cursor"], 4)
-        before = int.from_bytes(cursor) if cursor else None
+        limit, before = self.page_wanted(call)
         rows = await self.app.database.ask(secrets.page, call.caller, limit + 1, before)
-        self.link_next(encode_cursor(rows[limit - 1].id.to_bytes(4)) if len(rows) > limit else None)
-        return [secrets.record(row) for row in rows[:limit]]
+        return [secrets.record(row) for row in self.page_of(rows, limit, attrgetter("id"))]
 
 
 class OneSecret(AppHandler):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any
 
 from baselayer.errors import Conflict, NotAllowed, NotFound
 from baselayer.handler import Call, Route, endpoint
 from shell_service import schemas, tokens, user_schemas
 from shell_service.audit import Entry
-from shell_service.handlers.base import AppHandler, decode_cursor, encode_cursor, number_of
+from shell_service.handlers.base import AppHandler, number_of
 
 
 class Tokens(AppHandler):
@@ -41,11 +42,9 @@ class Tokens(AppHandler):
         One's own; administrators see everybody's. Secrets are never shown. A token that has expired is listed for
         another 30 days.
         """
-        limit, cursor = call.query["limit"], decode_cursor(call.query["cursor"], 4)
-        before = int.from_bytes(cursor) if cursor else None
+        limit, before = self.page_wanted(call)
         records = await self.app.database.run(tokens.page, call.caller, limit + 1, before)
-        self.link_next(encode_cursor(records[limit - 1]["id"].to_bytes(4)) if len(records) > limit else None)
-        return records[:limit]
+        return self.page_of(records, limit, itemgetter("id"))
 
 
 class OneToken(AppHandler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -11,7 +12,7 @@ from baselayer.errors import Conflict, NotFound
 from baselayer.handler import ANY, Call, Route, endpoint
 from baselayer.models import User
 from shell_service import schemas, tokens, user_schemas, users
-from shell_service.handlers.base import AppHandler, decode_cursor, encode_cursor
+from shell_service.handlers.base import AppHandler
 from shell_service.submissions import Limits
 
 
@@ -42,11 +43,9 @@ class Users(AppHandler):
     @endpoint("users:admin", query=schemas.PageQuery, answer=user_schemas.UserRecord(many=True))
     async def get(self, call: Call) -> Any:
         """List users, newest first."""
-        limit, cursor = call.query["limit"], decode_cursor(call.query["cursor"], 4)
-        before = int.from_bytes(cursor) if cursor else None
+        limit, before = self.page_wanted(call)
         records = await self.app.database.run(users.page, limit + 1, before, self.app.limits)
-        self.link_next(encode_cursor(records[limit - 1]["id"].to_bytes(4)) if len(records) > limit else None)
-        return records[:limit]
+        return self.page_of(records, limit, itemgetter("id"))
 
 
 class OneUser(AppHandler):

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from baselayer.access import EVERY_SCOPE, Caller
 from baselayer.errors import InvalidRequest, NotAllowed
-from shell_service import schedules, scripts
+from shell_service import schedules, scripts, shares
 from shell_service.schedule_schemas import ScheduleRequest
 from shell_service.scopes import SCOPES
 from shell_service.scripts import Name
@@ -236,13 +236,13 @@ def test_a_share_taken_back_pauses_it(transact: Transactions, alice: Caller) -> 
     colleague = owner(transact)
     name = Name(alice.username, "tool")
     share = {"user": colleague.username, "group": None, "level": "run"}
-    made = transact(scripts.share, alice, name, share)
+    made = transact(shares.share, alice, name, share)
     number = schedule(transact, colleague, script=str(name))
     past(transact, number, 2 * MINUTE)
     fire(transact, 600)
     assert len(fired(transact)) == 1
     assert transact.scalar("SELECT user_id FROM job") == colleague.user_id
-    transact(scripts.unshare, alice, name, made["id"])
+    transact(shares.unshare, alice, name, made["id"])
     fire_all(transact, 600)
     assert "not shared" in row_of(transact, number).problem and len(fired(transact)) == 1
 
@@ -276,12 +276,12 @@ def test_who_has_too_many_jobs_is_fired_later(transact: Transactions, alice: Cal
 def test_whoever_may_only_run_a_script_has_no_jobs_of_others_cancelled(transact: Transactions, alice: Caller) -> None:
     colleague, name = owner(transact), Name(alice.username, "tool")
     share = {"user": colleague.username, "group": None, "level": "edit"}
-    transact(scripts.share, alice, name, share)
+    transact(shares.share, alice, name, share)
     number = schedule(transact, colleague, script=str(name), overlap="cancel_previous")
     mine = schedule(transact, alice)
     past(transact, mine, MINUTE)
     fire_all(transact)
-    transact(scripts.share, alice, name, {**share, "level": "run"})
+    transact(shares.share, alice, name, {**share, "level": "run"})
     past(transact, number, MINUTE)
     fire_all(transact)
     assert transact.scalar("SELECT count(*) FROM job WHERE status IS NULL") == 2  # one waits for the other
