@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from marshmallow import Schema, ValidationError, fields, missing, post_load, validate, validates_schema
 from marshmallow.experimental.context import Context
@@ -247,7 +247,10 @@ def secrets_problems(data: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 class GivenFiles(Request):
-    """Files in place of code."""
+    """Files in place of code, which stands in a field of that name beside these."""
+
+    #: Whether there must be either.
+    NEEDED: ClassVar[bool] = True
 
     files = Pairs(
         Text(low=1, high=255),
@@ -269,8 +272,13 @@ class GivenFiles(Request):
         ),
     )
 
+    @validates_schema(skip_on_field_errors=False)
+    def _has_code_or_files(self, data: dict[str, Any], **kwargs: Any) -> None:
+        if problems := _files_problems(data, self.NEEDED):
+            raise ValidationError(problems)
 
-def files_problems(data: Mapping[str, Any], needed: bool = True) -> dict[str, list[str]]:
+
+def _files_problems(data: Mapping[str, Any], needed: bool) -> dict[str, list[str]]:
     """What is wrong with what there is to be run, by field; `needed`: there must be something."""
     both = _rules().files_sent + ("files" in data)
     if both > 1:
@@ -299,11 +307,6 @@ class SubmitRequest(GivenFiles, JobRequest):
 
     code = Code(metadata=JobRequest._declared_fields["code"].metadata)
     shell = Text(metadata=JobRequest._declared_fields["shell"].metadata)
-
-    @validates_schema(skip_on_field_errors=False)
-    def _has_code_or_files(self, data: dict[str, Any], **kwargs: Any) -> None:
-        if problems := files_problems(data):
-            raise ValidationError(problems)
 
     @post_load
     def _complete(self, data: dict[str, Any], **kwargs: Any) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from shell_service.schemas import (
     JobRequest,
     JobRules,
     PageQuery,
-    files_problems,
     nullable,
     shell_of,
 )
@@ -140,11 +139,6 @@ class ScriptRequest(ScriptFields):
 
     name = Text(low=1, high=100, pattern=NAME, required=True, metadata=about("Its name.", "backup"))
 
-    @validates_schema(skip_on_field_errors=False)
-    def _has_code_or_files(self, data: dict[str, Any], **kwargs: Any) -> None:
-        if problems := files_problems(data):
-            raise ValidationError(problems)
-
     @post_load
     def _complete(self, data: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         return {"code": "", **data, "shell": shell_of(data)}
@@ -158,10 +152,7 @@ class ScriptRequest(ScriptFields):
 class ScriptChange(ScriptFields):
     """What is to be another way; what is not named stays as it is."""
 
-    @validates_schema(skip_on_field_errors=False)
-    def _has_code_or_files(self, data: dict[str, Any], **kwargs: Any) -> None:
-        if problems := files_problems(data, needed=False):
-            raise ValidationError(problems)
+    NEEDED = False
 
 
 class RevertRequest(Request):
