@@ -272,9 +272,9 @@ class GivenFiles(Request):
         ),
     )
 
-    @validates_schema(skip_on_field_errors=False)
-    def _has_code_or_files(self, data: dict[str, Any], **kwargs: Any) -> None:
-        if problems := _files_problems(data, self.NEEDED):
+    @validates_schema(skip_on_field_errors=False, pass_original=True)
+    def _has_code_or_files(self, data: dict[str, Any], given: Mapping[str, Any], **kwargs: Any) -> None:
+        if problems := _files_problems(given, self.NEEDED):  # what is not valid by itself is given, too
             raise ValidationError(problems)
 
 
