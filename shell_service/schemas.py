@@ -285,6 +285,8 @@ def _files_problems(data: Mapping[str, Any], needed: bool) -> dict[str, list[str
         return {"files": ["Come either as parts of a form, or here."]}
     if both and "code" in data:
         return {"code": ["Give either code or files."]}
+    if "files" in data and not data["files"]:
+        return {"files": ["Must not be empty."]}
     if both and "entrypoint" not in data:
         return {"entrypoint": ["Must name one of the files."]}
     if needed and not both:

@@ -211,6 +211,9 @@ def test_what_does_not_belong_together(stack: Stack, alice: Api) -> None:
         )
     refused(stack, alice.post("/api/jobs", {"code": "true", "entrypoint": "x"}), "entrypoint")
     refused(stack, alice.post("/api/jobs", {}), "code")
+    for path in ("/api/jobs", "/api/scripts"):
+        name = {} if path == "/api/jobs" else {"name": "x"}
+        refused(stack, alice.post(path, {"files": {}, "entrypoint": "x", **name}), "files")
 
 
 def test_forms_that_make_no_sense(stack: Stack, alice: Api) -> None:
