@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from functools import partial
 from typing import Any, Protocol
@@ -14,12 +14,16 @@ from marshmallow import Schema, fields
 from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser
 from tornado import web
 
-from baselayer.errors import ApiError, InvalidRequest, TooLarge
+from baselayer.bodies import MOST_VALUES, has_too_many_values
+from baselayer.errors import ApiError, InvalidRequest, TooLarge, UnsupportedMediaType
 from baselayer.handler import Endpoint, Handler, checker, from_text
 
 _AT_ONCE = 256 * 1024  # bytes that a thread is asked to take
+_PART = 200  # bytes that a part counts for beside its content
+_TURN = 0.01  # seconds of the loop's time that reading may take at once
 _MOST_PARTS = 20_000
 _PATIENCE = 6 * 3600.0  # seconds that a form may take to come; the router ends those that stand still
+_HURRY = 60.0  # the same for one that is refused: what comes of it is only dropped
 _MOST_HEADER = 4096  # bytes of a part's header; the longest that is needed holds a name of 255 bytes
 
 
@@ -62,8 +66,13 @@ class Form:
 
     async def feed(self, data: bytes) -> None:
         """Take the next part of the body; returns when the sink has taken nearly all of it. Raises `ApiError`."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _TURN
         try:
             for event in self._parser.parse(data):
+                if loop.time() > until:  # there are very many parts: others have their turn
+                    await asyncio.sleep(0)
+                    until = loop.time() + _TURN
                 if isinstance(event, MultipartSegment):
                     self._begin(event)
                 elif event is None:
@@ -88,6 +97,7 @@ class Form:
 
     def _begin(self, part: MultipartSegment) -> None:
         self._part, self._text = part, bytearray()
+        self._size += _PART
         if part.filename is not None:
             self._waiting.append(partial(self._sink.begin, part.name or "", part.filename))
         elif not part.name or part.name in self.fields:
@@ -176,12 +186,15 @@ class FormHandler(Handler):
         connection.set_max_body_size(self.body_sizes[1])  # type: ignore[union-attr]
         connection.set_body_timeout(_PATIENCE)  # type: ignore[union-attr]
         try:
+            if "Content-Encoding" in self.request.headers:
+                raise UnsupportedMediaType
             await self.admit(declared)
             length = self.request.headers.get("Content-Length", "")
             self.sink = await self.open_sink(int(length) if length.isdigit() else None)
             self._form = Form(boundary, self.sink, self.body_sizes[0], self.threads)
         except ApiError as error:
             self._problem = error
+            connection.set_body_timeout(_HURRY)  # type: ignore[union-attr]
 
     async def data_received(self, chunk: bytes) -> None:
         if self._problem:
@@ -205,11 +218,23 @@ class FormHandler(Handler):
         self.request.body = bytes(self._body)
         if self._form is None:
             return await super().read_body(schema_type)
-        schema = checker(schema_type)
-        given = await self._form.finish()
-        values = {name: _from_form(schema.fields.get(name), name, text) for name, text in given.items()}
+        return await asyncio.to_thread(self._read_fields, checker(schema_type), await self._form.finish())
+
+    def _read_fields(self, schema: Schema, given: Mapping[str, str]) -> dict[str, Any]:
+        values, errors = {}, {}
+        for name, text in given.items():
+            try:
+                values[name] = _from_form(schema.fields.get(name), text)
+            except ValueError as error:
+                errors[name[:64]] = [str(error)]
         self.request.body = orjson.dumps(values)  # what it asks for, but its files
-        return await asyncio.to_thread(self.load, schema, values, "field")
+        try:
+            found = self.load(schema, values, "field")
+        except InvalidRequest as error:
+            errors = {**error.errors, **errors}
+        if errors:
+            raise InvalidRequest.of(errors)
+        return found
 
     def on_finish(self) -> None:
         super().on_finish()
@@ -224,11 +249,13 @@ class FormHandler(Handler):
             self._closing = asyncio.get_running_loop().run_in_executor(self.threads, self.sink.close)
 
 
-def _from_form(expected: fields.Field[Any] | None, name: str, text: str) -> Any:
-    """What the text of a field stands for: JSON, where the schema expects a list or an object."""
+def _from_form(expected: fields.Field[Any] | None, text: str) -> Any:
+    """What the text of a field stands for: JSON, where the schema expects a list or an object. Raises ValueError."""
     if isinstance(expected, fields.List | fields.Dict | fields.Nested):
+        if has_too_many_values(text.encode()):
+            raise ValueError(f"Must hold at most {MOST_VALUES:,} values.")
         try:
             return orjson.loads(text)
         except orjson.JSONDecodeError:
-            raise InvalidRequest.of({name[:64]: ["Must be JSON."]}) from None
+            raise ValueError("Must be JSON.") from None
     return from_text(expected, text)

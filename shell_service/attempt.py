@@ -13,7 +13,7 @@ from functools import partial
 
 from baselayer.failpoint import FailPoints
 from baselayer.share import LoopShare
-from shell_service import ends
+from shell_service import artifacts, ends
 from shell_service.capture import Capture, MaskedCapture
 from shell_service.ends import Ending
 from shell_service.journal import Journal
@@ -226,12 +226,20 @@ class Attempt:
         watch.stop()
         used = watch.most.most(Usage(cpu_seconds=exit_.cpu_seconds))
         await asyncio.gather(*(capture.finish(_DRAIN_OUTPUT) for capture in self._captures))
+        kept = await self._artifacts(exit_)
         means.failpoints.reach("runner.exited")
         machine_out_of_memory = exit_.signal == signal.SIGKILL and means.memory.kills() > kills
-        result = self._result_of(exit_, wall, used, machine_out_of_memory)
+        result = self._result_of(exit_, wall, used, machine_out_of_memory, kept)
         means.journal.end(result)
         means.failpoints.reach("runner.result")
         return result
+
+    async def _artifacts(self, exit_: Exit) -> int:
+        """How many are kept: as many as were packed, if all of that is there."""
+        if exit_.left_out is not None and not self._captures[2].truncated:
+            return exit_.artifacts
+        path = self._means.outputs.path(self.claim.job_id, self.claim.attempt, "artifacts")
+        return len(await asyncio.to_thread(artifacts.index, path))
 
     def _watched(self, process: Process) -> Watch:
         def on_passed(limit: str, used: Usage) -> None:
@@ -278,7 +286,7 @@ class Attempt:
         if self._group:
             self._group.close()
 
-    def _result_of(self, exit_: Exit, wall: float, used: Usage, machine_out_of_memory: bool) -> Result:
+    def _result_of(self, exit_: Exit, wall: float, used: Usage, machine_out_of_memory: bool, kept: int) -> Result:
         limits, over_memory, peak_memory = self.claim.limits, False, exit_.peak_memory_bytes
         if self._group:
             told = self._group.end()
@@ -289,8 +297,8 @@ class Attempt:
             ending = None  # it was faster
         if ending is None:
             ending = ends.by_itself(ends.Known(exit_, limits, used, over_memory, machine_out_of_memory))
-        stdout, stderr, artifacts = self._captures
-        return self._result(
+        stdout, stderr, packed = self._captures
+        result = self._result(
             ending,
             return_code=exit_.return_code,
             signal=ends.signal_name(exit_.signal) if exit_.signal else None,
@@ -301,10 +309,12 @@ class Attempt:
             stdout_bytes=stdout.size,
             stderr_bytes=stderr.size,
             output_truncated=stdout.truncated or stderr.truncated,
-            artifacts=exit_.artifacts,
-            artifacts_bytes=artifacts.size,
-            artifacts_truncated=artifacts.truncated or exit_.left_out != 0,
+            artifacts=kept,
+            artifacts_bytes=packed.size,
+            artifacts_truncated=packed.truncated or exit_.left_out != 0,
         )
+        # Files that cannot be unpacked cannot be the next time, either.
+        return dataclasses.replace(result, retry_in=None) if exit_.refused else result
 
     def _result(self, ending: Ending, **figures: object) -> Result:
         claim, retry_in, (status, reason) = self.claim, None, ending

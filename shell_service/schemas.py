@@ -287,15 +287,13 @@ def _files_problems(data: Mapping[str, Any], needed: bool) -> dict[str, list[str
         return {"code": ["Give either code or files."]}
     if "files" in data and not data["files"]:
         return {"files": ["Must not be empty."]}
-    if both and "entrypoint" not in data:
+    if both and needed and "entrypoint" not in data:
         return {"entrypoint": ["Must name one of the files."]}
-    if needed and not both:
-        return {"code": ["Missing data for required field."]} if "code" not in data else _without_files(data)
+    if not both and "code" in data and "entrypoint" in data:
+        return {"entrypoint": ["Belongs to files only."]}
+    if needed and not both and "code" not in data:
+        return {"code": ["Missing data for required field."]}
     return {}
-
-
-def _without_files(data: Mapping[str, Any]) -> dict[str, list[str]]:
-    return {"entrypoint": ["Belongs to files only."]} if "entrypoint" in data else {}
 
 
 def shell_of(data: Mapping[str, Any]) -> str:
@@ -382,7 +380,7 @@ class JobLimits(Schema):
     file_size = fields.Integer(metadata=about("Bytes of the largest file."))
     disk = fields.Integer(metadata=about("Bytes of its home, /job."))
     output = fields.Integer(metadata=about("Bytes kept of each of its two streams."))
-    artifacts = fields.Integer(metadata=about("Bytes kept of what it leaves in /job/artifacts."))
+    artifacts = nullable(fields.Integer, "Bytes kept of what it leaves in /job/artifacts; null in very old records.")
 
 
 class JobRecord(Schema):

@@ -10,6 +10,7 @@ row. Files that are being written lie beside the others, locked by whoever write
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -17,7 +18,7 @@ import tarfile
 import threading
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from shell_service.shells import AUTO, ENDINGS
 
 MAX_FILES = 10_000
 _FRESH = 3600  # seconds that an upload stays which nothing refers to
+_USER_LOCK = 7_303  # first key of the advisory lock of whoever adds up what a user has sent
 _AT_ONCE = 100  # uploads that one transaction removes
 _LOOK = 64 << 20  # bytes after which it is looked again whether there is room
 _REQUIREMENTS = "requirements.txt"
@@ -122,16 +124,16 @@ class UploadStore:
                 except BlockingIOError:
                     pass  # it is being written
 
-    def strays(self, shard: int, known: Collection[str]) -> Iterator[str]:
-        """Digests of files in one of 256 folders that are none of `known`, and have been there for a while."""
+    def remove_strays(self, shard: int, known: Collection[str]) -> None:
+        """Remove files in one of 256 folders that are none of `known`, and have been there for a while."""
         folder = self.folder / f"{shard:02x}"
         if not folder.is_dir():
             return
         for path in folder.iterdir():
             digest, _, kind = path.name.partition(".")
-            if digest not in known and time.time() - path.stat().st_mtime > _FRESH:
-                self.remove(digest, kind)
-                yield digest
+            with contextlib.suppress(FileNotFoundError):  # another scheduler was faster
+                if digest not in known and time.time() - path.stat().st_mtime > _FRESH:
+                    self.remove(digest, kind)
 
 
 class Incoming:
@@ -146,6 +148,9 @@ class Incoming:
         self._lock = threading.Lock()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
         fcntl.flock(self._file, fcntl.LOCK_EX)
+        if not os.fstat(self._file).st_nlink:  # it was swept before it could be held
+            os.close(self._file)
+            raise FileNotFoundError(errno.ENOENT, "swept at this very moment")
         self._size = 0
         self._digest = hashlib.sha256()  # of the file that is coming
         self._begun: tuple[str, int] | None = None  # its name, and where its header stands
@@ -190,11 +195,12 @@ class Incoming:
         if len(self._files) >= MAX_FILES:
             raise InvalidRequest.of({"files": [f"At most {MAX_FILES:,} files."]})
         self._folders |= folders
+        if len(self._folders) > MAX_FILES:
+            raise InvalidRequest.of({"files": [f"At most {MAX_FILES:,} folders."]})
 
     def write(self, data: bytes) -> None:
         self._digest.update(data)
-        if len(self._start) < 4:
-            self._start += data[:4]
+        self._start = (self._start + data[:4])[:4]
         self._append(data)
 
     def end(self) -> None:
@@ -273,8 +279,13 @@ def _kind(start: bytes) -> str:
 # -- what is asked of one ----------------------------------------------------------------------------------------------
 
 
-def check(upload: Upload, entrypoint: str | None, shell: str) -> None:
-    """Raise `InvalidRequest` where a job could not be run with these files, as far as that can be told by now."""
+def check(
+    upload: Upload, entrypoint: str | None, shell: str, shells: Collection[str] = tuple(ENDINGS.values())
+) -> None:
+    """Raise `InvalidRequest` where a job could not be run with these files, as far as that can be told by now.
+
+    `shells` are the interpreters that there are.
+    """
     errors = {}
     if entrypoint is None:
         errors["entrypoint"] = ["Must name one of the files."]
@@ -284,8 +295,8 @@ def check(upload: Upload, entrypoint: str | None, shell: str) -> None:
         file = upload.files.get(entrypoint)
         if file is None:
             errors["entrypoint"] = [f"Must name one of the files; there is no {entrypoint}."]
-        elif shell == AUTO and not file.own_line and os.path.splitext(entrypoint)[1] not in ENDINGS:
-            errors["shell"] = [f"Is needed: {entrypoint} ends neither in .py nor in .sh and does not begin with #!."]
+        elif shell == AUTO and not file.own_line and ENDINGS.get(os.path.splitext(entrypoint)[1]) not in shells:
+            errors["shell"] = [f"Is needed: {entrypoint} does not begin with #!, and nothing here runs such an ending."]
         if _REQUIREMENTS in upload.files:
             errors["files"] = [
                 "requirements.txt cannot be installed: the service's operator has allowed no index. Leave it out, and "
@@ -304,6 +315,7 @@ def keep(session: Session, store: UploadStore, incoming: Incoming, upload: Uploa
     For an hour nobody removes it, even if nothing refers to it.
     """
     if most:
+        session.execute(text("SELECT pg_advisory_xact_lock(:key, :user)"), {"key": _USER_LOCK, "user": user_id})
         total = session.scalar(_OF_USER, {"user": user_id, "digest": upload.digest}) or 0
         if total + upload.size > most:
             raise Conflict(
@@ -330,8 +342,13 @@ def keep(session: Session, store: UploadStore, incoming: Incoming, upload: Uploa
 
 # Those that he has just sent count, too: nothing refers to them where the request was refused in the end.
 _OF_USER = text(
+    # From one upload to the next in the index, however many jobs were given each.
+    "WITH RECURSIVE given AS ("
+    " (SELECT upload FROM job WHERE user_id = :user AND upload IS NOT NULL ORDER BY upload LIMIT 1)"
+    " UNION ALL SELECT (SELECT j.upload FROM job j WHERE j.user_id = :user AND j.upload > g.upload"
+    "  ORDER BY j.upload LIMIT 1) FROM given g WHERE g.upload IS NOT NULL)"
     "SELECT coalesce(sum(size), 0) FROM upload WHERE digest <> decode(:digest, 'hex') AND digest IN ("
-    " SELECT upload FROM job WHERE user_id = :user AND upload IS NOT NULL"
+    " SELECT upload FROM given WHERE upload IS NOT NULL"
     " UNION SELECT c.upload FROM script s JOIN script_version v ON v.script_id = s.id"
     " JOIN content c ON c.digest = v.digest WHERE s.user_id = :user AND c.upload IS NOT NULL"
     f" UNION SELECT digest FROM upload WHERE user_id = :user AND used_at > now() - make_interval(secs => {_FRESH}))"
@@ -371,5 +388,4 @@ def sweep(session: Session, store: UploadStore, shard: int) -> None:
     known = session.scalars(
         text("SELECT encode(digest, 'hex') FROM upload WHERE get_byte(digest, 0) = :shard"), {"shard": shard}
     ).all()
-    for _ in store.strays(shard, set(known)):
-        pass
+    store.remove_strays(shard, set(known))

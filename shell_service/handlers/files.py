@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import orjson
 
-from baselayer.errors import LimitReached
+from baselayer.errors import InvalidRequest, LimitReached
 from baselayer.forms import FormHandler
 from baselayer.handler import Call
 from shell_service import uploads
@@ -61,19 +61,25 @@ class FilesHandler(FormHandler, AppHandler):
         sent = self.sink is not None and not self.sink.empty
         return dataclasses.replace(self.app.rules, files_sent=sent)
 
-    async def keep_files(self, call: Call) -> dict[str, Any]:
-        """What the request asks for, with `upload` in place of files, which are stored then. Raises `ApiError`."""
+    async def keep_files(self, call: Call, whole: bool = True) -> dict[str, Any]:
+        """What the request asks for, with `upload` in place of files, which are stored then. Raises `ApiError`.
+
+        Unless it is the `whole` of what is to be run, it is left to the caller whether that can be run.
+        """
         body = dict(call.body)
         files: Mapping[str, str] | None = body.pop("files", None)
         sent = self.sink is not None
         if files is not None:
+            if sent:
+                raise InvalidRequest.of({"files": ["In a form, files come as parts of it."]})
             self.sink = await self.open_sink(len(self.request.body))
             await self._in_thread(_write, self.sink, files)
         incoming = self.sink
         if incoming is None or incoming.empty:
             return body
         upload = await self._in_thread(incoming.finish)
-        uploads.check(upload, body["entrypoint"], body.get("shell") or AUTO)
+        if whole:
+            uploads.check(upload, body["entrypoint"], body.get("shell") or AUTO, self.app.rules.shells)
         most = self.app.settings.uploads.user_size
         await self.app.database.run(uploads.keep, self.app.uploads, incoming, upload, call.caller.user_id, most)
         if sent:  # what this request asks for, to be known when it comes again

@@ -113,7 +113,13 @@ class Script(ScriptHandler, FilesHandler):
         meanwhile.
         """
         name = self.name_of(call, script, owner)
-        what = call.caller, name, await self.keep_files(call), self.revisions(call), self.app.settings.scripts
+        what = (
+            call.caller,
+            name,
+            await self.keep_files(call, whole=False),
+            self.revisions(call),
+            self.app.settings.scripts,
+        )
         return self.tagged(await self.change(self.said, _change, *what))
 
     @endpoint(

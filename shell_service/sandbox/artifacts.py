@@ -40,14 +40,20 @@ def pack(pipe: int, most_files: int, most_bytes: int) -> tuple[int, int]:
 
 
 def _paths(folder: str) -> Iterator[str]:
-    """All in a folder that is no folder itself, in the order of names. Of a link to a folder nothing."""
+    """All in a folder that is no folder itself, in the order of names.
+
+    What cannot be looked into, as it is a link or nobody may, stands there with a slash: as something that is left out.
+    """
     try:
         if not stat.S_ISDIR(os.lstat(folder).st_mode):
-            return
+            raise NotADirectoryError
         with os.scandir(folder) as entries:
             found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+    except FileNotFoundError:
+        return
     except OSError:
-        return  # it is not there, or its owner has locked himself out
+        yield f"{folder}/"
+        return
     for name, is_folder in found:
         path = f"{folder}/{name}"
         if not is_folder:
@@ -55,7 +61,7 @@ def _paths(folder: str) -> Iterator[str]:
         elif path.count("/") < names.MAX_DEPTH:
             yield from _paths(path)
         else:
-            yield f"{path}/"  # what is in it is too deep: one that cannot be told
+            yield f"{path}/"  # what is in it is too deep
 
 
 def _pack_file(pipe: int, path: str, most: int) -> int:

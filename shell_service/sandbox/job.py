@@ -1,8 +1,8 @@
 """Inside a job's namespaces: the init, which raises the walls, waits for the word, runs the script and reports.
 
-It stays pid 1 and keeps out of sight (not dumpable, and /proc hides what one may not trace), so that the script, pid 2,
-has the signals of an ordinary process: a pid 1 ignores those it has no handler for, even its own. That also is how we
-know an ``exit 137`` from a SIGKILL: it sees the script's true wait status.
+It stays pid 1 and keeps out of sight (not dumpable, and /proc hides what one may not trace), so that the script, which
+is another process, has the signals of an ordinary one: a pid 1 ignores those it has no handler for, even its own. That
+also is how we know an ``exit 137`` from a SIGKILL: it sees the script's true wait status.
 """
 
 from __future__ import annotations
@@ -191,6 +191,6 @@ def _choose(order: Order) -> None:
         del order.argv[0]
     elif not order.argv[0]:
         raise ValueError(
-            f"The entrypoint {name} cannot be run: it ends neither in .py nor in .sh and does not begin with #!; name "
-            "its interpreter as shell."
+            f"The entrypoint {name} cannot be run: it does not begin with #!, and nothing here runs such an ending; "
+            "name its interpreter as shell."
         )

@@ -52,6 +52,8 @@ from .remains import Remains
 PATIENCE = 10.0
 #: Seconds that the init gets to kill the rest before it is killed itself; and where it has files to remove, too.
 KILL_PATIENCE, CLEAN_UP_PATIENCE = 1.0, 60.0
+#: The same when it has reported the script's end: it writes what is kept, and others have to take it.
+PACK_PATIENCE = 60.0
 #: Bytes that a job may be ahead of its reader; an ordinary user's pipes together may hold only so much.
 PIPE_SIZE = 1 << 20 if os.geteuid() == 0 else 1 << 18
 
@@ -87,7 +89,7 @@ class Process:
         self.file_systems = tuple(others[: len(FOLDERS)])
         self._mounts = tuple(others[len(FOLDERS) :])
         self._launcher, self._number, self._sock = launcher, number, sock
-        self._started = False
+        self._started = self._packing = False
         self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
     def go(self) -> None:
@@ -106,9 +108,23 @@ class Process:
         if self._started:
             # The init does it and can tell what the job had used, which the kernel forgets when an init is killed.
             self._signal(KILL_ALL)
-            asyncio.get_running_loop().call_later(self._launcher.kill_patience, self._signal, signal.SIGKILL)
+            asyncio.get_running_loop().call_later(self._launcher.kill_patience, self._end)
         else:
             self._signal(signal.SIGKILL)
+
+    def _end(self) -> None:
+        """SIGKILL to the init, at once or, where it has only to pack any more, after a while."""
+        if self._pidfd < 0:
+            return
+        try:
+            reported = bool(self._sock.recv(1, socket.MSG_PEEK))
+        except OSError:
+            reported = False
+        if not reported:
+            self._signal(signal.SIGKILL)
+        elif not self._packing:
+            self._packing = True
+            asyncio.get_running_loop().call_later(PACK_PATIENCE, self._signal, signal.SIGKILL)
 
     def _signal(self, number: int) -> None:
         if self._pidfd >= 0:

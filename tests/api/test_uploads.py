@@ -109,6 +109,13 @@ def test_an_archive_that_cannot_be_used_is_told(alice: Api) -> None:
         assert words in job["reason"]
 
 
+def test_an_archive_that_cannot_be_used_is_not_tried_again(alice: Api) -> None:
+    sent = {"archive": ("a.zip", archive({"x.sh": b""}, "zip"))}
+    fields = {"entrypoint": "y.sh", "retries": "3", "retry_delay": "0"}
+    job = alice("POST", "/api/jobs?wait=30", files=sent, data=fields).data
+    assert (job["status"], job["attempt"]) == ("FAILED", 1)
+
+
 def test_files_in_json(alice: Api) -> None:
     files = {"run.sh": "sh lib/other.sh", "lib/other.sh": "echo $0 $GREETING"}
     job = alice.post("/api/jobs?wait=30", {"files": files, "entrypoint": "run.sh", "env": {"GREETING": "hi"}}).data
@@ -200,6 +207,14 @@ def test_what_does_not_belong_together(stack: Stack, alice: Api) -> None:
         refused(stack, send(alice, script, entrypoint="x.sh", timeout="soon"), "timeout")
         refused(stack, send(alice, script, entrypoint="x.sh", args="not json"), "args")
         refused(stack, send(alice, script, entrypoint="x.sh", files='{"y.sh": ""}'), "files")
+        fields = {"files": '{"x.sh": ""}', "entrypoint": "x.sh"}
+        for _ in range(stack.settings.uploads.at_once * stack.settings.server.processes + 1):
+            answer = alice("POST", "/api/jobs", files=[("name", (None, b"n"))], data=fields)
+            refused(stack, answer, "files")
+        both = send(alice, script, entrypoint="x.sh", args="not json", env="{", timeout="soon")
+        assert sorted(both.errors) == ["args", "env", "timeout"]
+        many = "[" + "[]," * 300_000 + "[]]"
+        assert "200,000 values" in refused(stack, send(alice, script, entrypoint="x.sh", args=many), "args")
         refused(stack, alice("POST", "/api/jobs", files=parts(script, "other"), data={"entrypoint": "x.sh"}), "other")
         both = [*parts(script), ("archive", ("a.zip", archive(script, "zip")))]
         refused(stack, alice("POST", "/api/jobs", files=both, data={"entrypoint": "x.sh"}), "archive")
@@ -250,6 +265,7 @@ def test_a_token_without_the_scope_stores_nothing(stack: Stack, person: Callable
 def test_other_addresses_take_no_forms(alice: Api) -> None:
     for path in ("/api/jobs/batch", "/api/scripts/x/run", "/api/schedules", "/api/tokens"):
         assert send(alice, {"x.sh": b""}, path).status == 415
+        assert send(alice, {"x.sh": bytes(9_000_000)}, path).status == 413
 
 
 def test_a_body_that_is_no_form_is_as_small_as_ever(alice: Api) -> None:
@@ -348,6 +364,16 @@ def test_a_script_of_files(alice: Api) -> None:
     assert got.headers["Content-Disposition"] == f'attachment; filename="{name}.tar"'
     back = alice.post(f"/api/scripts/{name}/revert", {"version": 1}).data
     assert (back["version"], back["upload"]) == (3, saved["upload"])
+
+
+def test_what_is_not_named_stays(alice: Api) -> None:
+    name = f"s{uuid.uuid4().hex}"
+    fields = {"name": name, "entrypoint": "run", "shell": "bash"}
+    assert send(alice, {"run": b"echo 1"}, "/api/scripts", **fields).status == 200
+    changed = send(alice, {"run": b"echo 2"}, f"/api/scripts/{name}", "PUT").data
+    assert (changed["version"], changed["entrypoint"], changed["shell"]) == (2, "run", "bash")
+    assert alice.put(f"/api/scripts/{name}", {"code": "true", "entrypoint": "run"}).status == 400
+    assert send(alice, {"other": b"echo"}, f"/api/scripts/{name}", "PUT").status == 400
 
 
 def test_from_code_to_files_and_back(alice: Api) -> None:

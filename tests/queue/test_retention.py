@@ -185,6 +185,17 @@ def test_uploads_of_a_user_are_bounded(transact: Transactions, user: int, store:
     keep(b"abcdefghi", user, 0)
 
 
+def test_what_comes_in_small_pieces_is_the_same(store: UploadStore) -> None:
+    for kind, content in (("zip", b"PK\3\4rest"), ("tar.gz", b"\x1f\x8brest")):
+        incoming = store.receive()
+        incoming.begin("archive", "a")
+        for at in range(len(content)):
+            incoming.write(content[at : at + 1])
+        incoming.end()
+        assert (incoming.finish().kind, incoming.finish().size) == (kind, len(content))
+        incoming.close()
+
+
 def test_no_upload_takes_the_last_room(tmp_path: Path) -> None:
     full = UploadStore(tmp_path, Uploads(Bytes(2**40), Bytes(0), 4), 2**60)
     with pytest.raises(Unavailable, match="no room"):

@@ -11,7 +11,9 @@ from dataclasses import replace
 
 import pytest
 
+from shell_service.sandbox import Exit, process
 from tests.sandbox.support import LIMITS, Ran, command, job, read, read_line, run, sandbox
+from tests.waiting import eventually
 
 
 def files(ran: Ran) -> dict[str, bytes]:
@@ -65,7 +67,7 @@ def test_without_artifacts_nothing_comes() -> None:
 def test_no_link_is_followed(target: str) -> None:
     """Neither the folder itself, nor one in it, nor a file."""
     ran = job(f"mkdir other; echo x > other/x; ln -s {target} artifacts")
-    assert (files(ran), counts(ran)) == ({}, (0, 0))
+    assert (files(ran), counts(ran)) == ({}, (0, 1))
     ran = job(f"mkdir artifacts other; echo x > other/x; cd artifacts; ln -s {target} in; ln -s /etc/passwd passwd")
     assert (files(ran), counts(ran)) == ({}, (0, 2))
 
@@ -77,7 +79,9 @@ def test_what_is_no_file_is_left_out() -> None:
         "mkdir closed; echo x > closed/x; chmod 0 closed"
     )
     assert files(ran) == {"file": b"fine\n"}
-    assert counts(ran) == (1, 3)
+    assert counts(ran) == (1, 4)
+    ran = job("mkdir artifacts; echo x > artifacts/x; chmod 0 artifacts")
+    assert (files(ran), counts(ran)) == ({}, (0, 1))
 
 
 def test_names_that_cannot_be_told_are_left_out() -> None:
@@ -136,23 +140,45 @@ def test_of_one_that_is_killed_it_is_kept_too() -> None:
     assert files(ran) == {"x": b"partly\n"}
 
 
-def test_nobody_who_takes_them_holds_up_the_end() -> None:
-    """When the reader has gone, or stops reading and has the job killed."""
+MUCH = b"mkdir artifacts; head -c 20000000 /dev/zero > artifacts/x; exit 4"
 
-    async def main(kill: bool) -> Ran:
+
+def test_one_that_is_killed_while_it_packs_has_time_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which it needs, as somebody has to take what it packs."""
+    monkeypatch.setattr(process, "KILL_PATIENCE", 0.01)
+
+    async def main() -> Ran:
         async with sandbox() as made:
-            script = b"mkdir artifacts; head -c 30000000 /dev/zero > artifacts/x; exit 4"
-            process = await (await made.prepare(1)).start(command("/bin/sh", script))
-            process.go()
-            if kill:
-                await asyncio.gather(read(process.stdout), read(process.stderr))  # the script has ended
-                process.kill()
-            else:
-                os.close(process.artifacts)
-                await asyncio.gather(read(process.stdout), read(process.stderr))
-            return Ran(await process.wait(), b"", b"", b"")
+            job = await (await made.prepare(1)).start(command("/bin/sh", MUCH))
+            job.go()
+            said = await asyncio.gather(read(job.stdout), read(job.stderr))  # the script has ended
+            job.kill()
+            job.kill()
+            await asyncio.to_thread(eventually, lambda: job._packing)
+            packed = await read(job.artifacts)
+            return Ran(await job.wait(), *said, packed)
 
-    for kill in (False, True):
-        ran = run(main(kill))
-        assert ran.exit.return_code == 4
-        assert ran.exit.left_out in (1, None)
+    ran = run(main())
+    assert (ran.exit.return_code, counts(ran)) == (4, (1, 0))
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_nobody_who_takes_them_holds_up_the_end(kill: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the reader has gone, or stops reading and has the job killed."""
+    monkeypatch.setattr(process, "KILL_PATIENCE", 0.01)
+    monkeypatch.setattr(process, "PACK_PATIENCE", 0.1)
+
+    async def main() -> Exit:
+        async with sandbox() as made:
+            job = await (await made.prepare(1)).start(command("/bin/sh", MUCH))
+            job.go()
+            if not kill:
+                os.close(job.artifacts)
+            await asyncio.gather(read(job.stdout), read(job.stderr))  # the script has ended
+            if kill:
+                job.kill()
+            async with asyncio.timeout(20):
+                return await job.wait()
+
+    ended = run(main())
+    assert (ended.return_code, ended.left_out) == (4, None if kill else 1)
