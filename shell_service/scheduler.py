@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from baselayer.database import Database, on_behalf_of
 from baselayer.failpoint import FailPoints
 from baselayer.waiting import repeat
-from shell_service import liveness, queue, retention, schedules, seals, submissions, tokens, users
+from shell_service import firing, liveness, queue, retention, seals, submissions, tokens, users
 from shell_service.courier import Courier
 from shell_service.retention import Cut
 from shell_service.secrets import Keyring
@@ -119,7 +119,7 @@ class Scheduler:
             await asyncio.sleep(self._settings.scheduler.tick_seconds)
 
     async def _fire(self) -> None:
-        if not await self._database.ask(schedules.any_due):
+        if not await self._database.ask(firing.any_due):
             await asyncio.sleep(self._settings.scheduler.tick_seconds)
             return
         if not await self._database.run(self._fire_some):
@@ -129,7 +129,7 @@ class Scheduler:
     def _fire_some(self, session: Session) -> int:
         self._failpoints.reach("scheduler.before_fire")
         settings = self._settings
-        fired = schedules.fire(session, self._limits, settings.jobs, settings.schedules.grace_seconds)
+        fired = firing.fire(session, self._limits, settings.jobs, settings.schedules.grace_seconds)
         self._failpoints.reach("scheduler.before_commit")
         return fired
 

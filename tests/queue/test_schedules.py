@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from baselayer.access import EVERY_SCOPE, Caller
 from baselayer.errors import InvalidRequest, NotAllowed
-from shell_service import schedules, scripts
+from shell_service import firing, schedules, scripts
 from shell_service.schedule_schemas import ScheduleRequest
 from shell_service.scopes import SCOPES
 from shell_service.scripts import Name
@@ -64,7 +64,7 @@ def past(transact: Transactions, number: int, by: timedelta) -> datetime:
 
 
 def fire(transact: Transactions, grace: float = GRACE) -> int:
-    return transact(schedules.fire, LIMITS, RULES, grace)
+    return transact(firing.fire, LIMITS, RULES, grace)
 
 
 def fire_all(transact: Transactions, grace: float = GRACE) -> None:
@@ -192,7 +192,7 @@ class Killed(Exception):
 
 
 def _fire_or_die(session: Session, chance: random.Random) -> int:
-    count = schedules.fire(session, LIMITS, RULES, GRACE)
+    count = firing.fire(session, LIMITS, RULES, GRACE)
     if chance.random() < 0.3:
         raise Killed
     return count
@@ -313,7 +313,7 @@ def test_it_has_no_more_rights_than_the_token_that_made_it(transact: Transaction
 def test_much_that_was_missed_is_not_looked_for_in_one_transaction(
     transact: Transactions, alice: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schedules, "_SECONDS", 0)
+    monkeypatch.setattr(firing, "_SECONDS", 0)
     save(transact, alice, "free", overlap="parallel")
     numbers = [schedule(transact, alice, script="free", catch_up="all", catch_up_limit=3) for _ in range(4)]
     for number in numbers:
