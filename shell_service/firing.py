@@ -7,6 +7,7 @@ twice.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +16,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
-from sqlalchemy import Row, and_, case, func, select, text
+from sqlalchemy import Integer, Row, Select, and_, bindparam, case, func, select, text
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 
 from baselayer.errors import ApiError, InvalidRequest, LimitReached, NotAllowed
@@ -33,11 +35,16 @@ from shell_service.timetable import Timetable, Unusable
 
 logger = logging.getLogger(__name__)
 
-_AT_ONCE = 500  # schedules that one transaction fires
+_LOOKED_FOR = 2500  # schedules that one look finds
+_AT_ONCE = 250  # that one transaction fires: their owners' own submissions wait for its end
 _LARGE = 4_000_000  # bytes of scripts after which it takes no more
 _RETRY = timedelta(seconds=10)  # after which one is fired again whose owner had too many jobs
 _SECONDS = 1.0  # after which a transaction prepares no more: the rows of those it has are locked meanwhile
 _ALONE = ("skip", *schedules.CANCELLING)  # of a script only one such job is stored at once
+_VERSION = and_(  # that a schedule runs of its script
+    ScriptVersion.script_id == Script.id,
+    ScriptVersion.number == func.coalesce(Schedule.version, Script.version),
+)
 
 
 @dataclass
@@ -61,22 +68,61 @@ class _Fire:
         return Submission(row.user_id, [job], audit=entry, overlap=schedules.overlap_of(row.overlap, Level(row.level)))
 
 
-def any_due(session: Session) -> bool:
-    """Whether any schedule is due."""
-    due = select(Schedule.id).where(Schedule.due_at <= func.clock_timestamp())
-    return bool(session.scalar(select(due.exists())))
+def due(session: Session) -> list[list[int]]:
+    """Numbers of schedules that are due, the longest first, in parts that fit into a transaction each.
+
+    Of a script whose jobs are skipped or cancelled for one another only one: the others come with the next call.
+    """
+    parts: list[list[int]] = []
+    size = 0
+    for row in session.execute(_due()):
+        size += row.size
+        if not parts or size > _LARGE or len(parts[-1]) == _AT_ONCE:
+            parts.append([])
+            size = row.size
+        parts[-1].append(row.id)
+    return parts
 
 
-def fire(session: Session, limits: Limits, rules: Jobs, grace: float) -> int:
-    """Fire schedules that are due, up to some hundreds; returns how many it fired, so that another call does the rest.
+@functools.cache
+def _due() -> Select[*tuple[Any, ...]]:
+    """The numbers of schedules that are due, and how many bytes the job of each is about."""
+    overlap = func.coalesce(Schedule.overlap, Script.overlap)
+    alone = case((overlap.in_(_ALONE), Schedule.script_id), else_=-Schedule.id)
+    found = (
+        select(
+            *(Schedule.id, Schedule.due_at),
+            func.row_number().over(partition_by=alone, order_by=(Schedule.due_at, Schedule.id)).label("turn"),
+            (
+                func.coalesce(Content.size, 0)
+                + func.pg_column_size(Schedule.overrides)
+                + func.pg_column_size(Schedule.parameters)
+            ).label("size"),
+        )
+        .select_from(Schedule)
+        .outerjoin(Script, Script.id == Schedule.script_id)
+        .outerjoin(ScriptVersion, _VERSION)
+        .outerjoin(Content, Content.digest == ScriptVersion.digest)
+        .where(Schedule.due_at <= func.statement_timestamp())
+        .subquery()
+    )
+    return (
+        select(found.c.id, found.c.size)
+        .where(found.c.turn == 1)
+        .order_by(found.c.due_at, found.c.id)
+        .limit(_LOOKED_FOR)
+    )
 
-    What is older than `grace` seconds was missed; the schedule's `catch_up` says what becomes of that.
+
+def fire(session: Session, ids: Sequence[int], limits: Limits, rules: Jobs, grace: float) -> int:
+    """Fire those of these schedules that are due and that nobody else fires just now; returns how many it fired.
+
+    As many as can be prepared in a second: the others are still due. What is older than `grace` seconds was missed; the
+    schedule's `catch_up` says what becomes of that.
     """
     now = schedules.clock(session)
-    ids = _due(session, now)
-    fires = _some(
-        _locked(session, ids, now), lambda row: _prepared_or_paused(row, now, timedelta(seconds=grace), rules)
-    )
+    rows = session.execute(_locked(), {"ids": list(ids), "now": now}).all()
+    fires = _some(rows, lambda row: _prepared_or_paused(row, now, timedelta(seconds=grace), rules))
     wanted = [item for item in fires if item.job is not None]
     results = submissions.submit([item.submission for item in wanted], limits).on(session) if wanted else []
     for item, result in zip(wanted, results, strict=True):
@@ -95,59 +141,15 @@ def _some(rows: Sequence[Row[Any]], prepare: Callable[[Row[Any]], _Fire]) -> lis
     return fires
 
 
-def _due(session: Session, now: datetime) -> list[int]:
-    """Schedules that are due, the longest first: as many as fit into one transaction."""
-    version = and_(
-        ScriptVersion.script_id == Script.id,
-        ScriptVersion.number == func.coalesce(Schedule.version, Script.version),
-    )
-    overlap = func.coalesce(Schedule.overlap, Script.overlap)
-    # Of one script whose jobs are skipped or cancelled for one another, one in a transaction.
-    alone = case((overlap.in_(_ALONE), Schedule.script_id), else_=-Schedule.id)
-    due = (
-        select(
-            *(Schedule.id, Schedule.due_at),
-            func.row_number().over(partition_by=alone, order_by=(Schedule.due_at, Schedule.id)).label("turn"),
-            (
-                func.coalesce(Content.size, 0)
-                + func.pg_column_size(Schedule.overrides)
-                + func.pg_column_size(Schedule.parameters)
-            ).label("size"),
-        )
-        .select_from(Schedule)
-        .outerjoin(Script, Script.id == Schedule.script_id)
-        .outerjoin(ScriptVersion, version)
-        .outerjoin(Content, Content.digest == ScriptVersion.digest)
-        .where(Schedule.due_at <= now)
-        .subquery()
-    )
-    rows = session.execute(
-        select(due.c.id, due.c.size).where(due.c.turn == 1).order_by(due.c.due_at, due.c.id).limit(_AT_ONCE)
-    )
-    ids: list[int] = []
-    size = 0
-    for row in rows:
-        size += row.size
-        if ids and size > _LARGE:
-            break
-        ids.append(row.id)
-    return ids
-
-
-def _locked(session: Session, ids: Sequence[int], now: datetime) -> Sequence[Row[Any]]:
-    """These schedules, with all that firing them takes; those left out that somebody else fires just now."""
-    if not ids:
-        return []
+@functools.cache
+def _locked() -> Select[*tuple[Any, ...]]:
+    """Of the schedules `ids` those due at `now`, with all that firing them takes, locked; but none that others have."""
     viewer = Viewer(Schedule.__table__.c.user_id, User.role == "admin")
     columns = [
         column.label(f"script_{column.name}")
         for column in (Script.name, Script.archived_at, Script.user_id, Script.notify)
     ]
-    version = and_(
-        ScriptVersion.script_id == Script.id,
-        ScriptVersion.number == func.coalesce(Schedule.version, Script.version),
-    )
-    statement = (
+    return (
         select(
             *Schedule.__table__.columns,
             *(User.username, User.active, scripts.level_of(viewer).label("level"), *columns),
@@ -157,13 +159,12 @@ def _locked(session: Session, ids: Sequence[int], now: datetime) -> Sequence[Row
         .select_from(Schedule)
         .join(User, User.id == Schedule.user_id)
         .outerjoin(Script, Script.id == Schedule.script_id)
-        .outerjoin(ScriptVersion, version)
+        .outerjoin(ScriptVersion, _VERSION)
         .outerjoin(Content, Content.digest == ScriptVersion.digest)
-        .where(Schedule.id.in_(ids), Schedule.due_at <= now)
+        .where(Schedule.id == func.any(bindparam("ids", type_=ARRAY(Integer))), Schedule.due_at <= bindparam("now"))
         .order_by(Schedule.id)
         .with_for_update(of=Schedule, skip_locked=True)
     )
-    return list(session.execute(statement))
 
 
 def _prepared(row: Row[Any], now: datetime, grace: timedelta, rules: Jobs) -> _Fire:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Never
 
@@ -119,17 +119,17 @@ class Scheduler:
             await asyncio.sleep(self._settings.scheduler.tick_seconds)
 
     async def _fire(self) -> None:
-        if not await self._database.ask(firing.any_due):
+        fired = 0
+        for ids in await self._database.ask(firing.due):
+            fired += await self._database.run(self._fire_some, ids)
+            self._failpoints.reach("scheduler.fired")
+        if not fired:  # none is due, or another scheduler fires them just now
             await asyncio.sleep(self._settings.scheduler.tick_seconds)
-            return
-        if not await self._database.run(self._fire_some):
-            await asyncio.sleep(self._settings.scheduler.tick_seconds)  # another scheduler fires them just now
-        self._failpoints.reach("scheduler.fired")
 
-    def _fire_some(self, session: Session) -> int:
+    def _fire_some(self, session: Session, ids: Sequence[int]) -> int:
         self._failpoints.reach("scheduler.before_fire")
         settings = self._settings
-        fired = firing.fire(session, self._limits, settings.jobs, settings.schedules.grace_seconds)
+        fired = firing.fire(session, ids, self._limits, settings.jobs, settings.schedules.grace_seconds)
         self._failpoints.reach("scheduler.before_commit")
         return fired
 

@@ -25,7 +25,7 @@ import zoneinfo
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 from cronsim import CronSim, CronSimError
 
@@ -79,12 +79,11 @@ class Cron:
             raise Unusable("It never fires.") from None
         self._fixed = not (fields[0].startswith("*") or fields[1].startswith("*"))
         self._parsed = parsed
-        self._minutes = sorted(60 * hour + minute for hour in parsed.hours for minute in parsed.minutes)
 
     @property
     def shortest(self) -> timedelta:
         """The least time between two fires, by a clock that is never changed."""
-        times = self._minutes
+        times = sorted(60 * hour + minute for hour in self._parsed.hours for minute in self._parsed.minutes)
         around = [times[0] + 1440 - times[-1]] if self._on_days_in_a_row() else []
         gaps = [later - earlier for earlier, later in itertools.pairwise(times)] + around
         return min(gaps, default=1440) * _MINUTE
@@ -156,6 +155,12 @@ class Cron:
         return high
 
 
+@lru_cache(maxsize=500)
+def _cron(text: str, timezone: str) -> Cron:
+    """A line of cron: many schedules have the same."""
+    return Cron(text, zone(timezone))
+
+
 @dataclass(frozen=True)
 class Timetable:
     """See the module."""
@@ -170,9 +175,9 @@ class Timetable:
     jitter: float = 0.0  # seconds
     salt: int = 0  # of jitter: the schedule's number
 
-    @cached_property
+    @property
     def _cron(self) -> Cron:
-        return Cron(self.cron or "", zone(self.timezone))
+        return _cron(self.cron or "", self.timezone)
 
     def check(self, shortest: float, now: datetime) -> None:
         """Raise `Unusable` for one that fires more often than every `shortest` seconds, or never from `now` on."""

@@ -64,7 +64,13 @@ def past(transact: Transactions, number: int, by: timedelta) -> datetime:
 
 
 def fire(transact: Transactions, grace: float = GRACE) -> int:
-    return transact(firing.fire, LIMITS, RULES, grace)
+    return transact(fire_some, grace)
+
+
+def fire_some(session: Session, grace: float = GRACE) -> int:
+    """As many as go into a transaction; returns how many those were."""
+    parts = firing.due(session)
+    return firing.fire(session, parts[0], LIMITS, RULES, grace) if parts else 0
 
 
 def fire_all(transact: Transactions, grace: float = GRACE) -> None:
@@ -192,7 +198,7 @@ class Killed(Exception):
 
 
 def _fire_or_die(session: Session, chance: random.Random) -> int:
-    count = firing.fire(session, LIMITS, RULES, GRACE)
+    count = fire_some(session)
     if chance.random() < 0.3:
         raise Killed
     return count
