@@ -24,10 +24,10 @@ from baselayer.errors import ApiError, InvalidRequest, LimitReached, NotAllowed
 from baselayer.fields import rfc3339
 from baselayer.models import User
 from baselayer.visibility import Viewer
-from shell_service import schedules, scripts, submissions
+from shell_service import runs, schedules, scripts, submissions
 from shell_service.audit import Entry
 from shell_service.models import Content, Schedule, Script, ScriptVersion
-from shell_service.runs import Said
+from shell_service.runs import Run, Said
 from shell_service.scripts import Level, Name
 from shell_service.settings import Jobs
 from shell_service.submissions import Archived, Inactive, Limits, NewJob, Overlaps, Stored, Submission
@@ -66,6 +66,24 @@ class _Fire:
         detail = {"version": job.script_version, "job": job.public_id, "schedule": row.id}
         entry = Entry("script.run", row.script, row.user_id, row.username, detail=detail)
         return Submission(row.user_id, [job], audit=entry, overlap=schedules.overlap_of(row.overlap, Level(row.level)))
+
+
+class _Runs:
+    """What schedules run: many of one script ask for the same, which is made once."""
+
+    def __init__(self, rules: Jobs) -> None:
+        self._rules = rules
+        self._made: dict[bytes, Run] = {}
+
+    def of(self, row: Row[Any]) -> Run:
+        """What a schedule runs. Raises as `runs.make` does."""
+        key = orjson.dumps([row.script_id, row.script, row.number, row.parameters, row.overrides])
+        if key not in self._made:
+            what = row.number, row.code, row.shell, row.declared, row.defaults
+            told = submissions.targets(row.script_user_id, row.script_notify)
+            said = Said(row.script_id, Name(*row.script.split("/")), *what, told)
+            self._made[key] = runs.make(said, row.parameters, row.overrides, self._rules, share=False)
+        return self._made[key]
 
 
 def due(session: Session) -> list[list[int]]:
@@ -121,8 +139,9 @@ def fire(session: Session, ids: Sequence[int], limits: Limits, rules: Jobs, grac
     schedule's `catch_up` says what becomes of that.
     """
     now = schedules.clock(session)
+    made = _Runs(rules)
     rows = session.execute(_locked(), {"ids": list(ids), "now": now}).all()
-    fires = _some(rows, lambda row: _prepared_or_paused(row, now, timedelta(seconds=grace), rules))
+    fires = _some(rows, lambda row: _prepared_or_paused(row, now, timedelta(seconds=grace), made))
     wanted = [item for item in fires if item.job is not None]
     results = submissions.submit([item.submission for item in wanted], limits).on(session) if wanted else []
     for item, result in zip(wanted, results, strict=True):
@@ -167,7 +186,7 @@ def _locked() -> Select[*tuple[Any, ...]]:
     )
 
 
-def _prepared(row: Row[Any], now: datetime, grace: timedelta, rules: Jobs) -> _Fire:
+def _prepared(row: Row[Any], now: datetime, grace: timedelta, made: _Runs) -> _Fire:
     """What a due schedule does: the job that it makes, and the instant that it stands at afterwards."""
     table, instant = schedules.timetable(row), row.instant
     missed = now - table.late(instant) > grace
@@ -183,13 +202,9 @@ def _prepared(row: Row[Any], now: datetime, grace: timedelta, rules: Jobs) -> _F
     if problem := _gone(row):
         item.pause(problem)
     elif item.instant is not None:
-        name = Name(*row.script.split("/"))
-        what = row.number, row.code, row.shell, row.declared, row.defaults
-        told = submissions.targets(row.script_user_id, row.script_notify)
-        said = Said(row.script_id, name, *what, [*told, *submissions.targets(row.user_id, row.notify)])
         item.values["last_instant"] = item.instant
         try:
-            job = schedules.job_of(row.user_id, said, row.parameters, row.overrides, rules, row.id, item.instant)
+            job = schedules.job_of(row.user_id, made.of(row), row.notify, row.id, item.instant)
             submissions.require_scopes(Submission(row.user_id, [job]), row.scopes)
             item.job = job
         except (InvalidRequest, NotAllowed) as error:
@@ -197,10 +212,10 @@ def _prepared(row: Row[Any], now: datetime, grace: timedelta, rules: Jobs) -> _F
     return item
 
 
-def _prepared_or_paused(row: Row[Any], now: datetime, grace: timedelta, rules: Jobs) -> _Fire:
+def _prepared_or_paused(row: Row[Any], now: datetime, grace: timedelta, made: _Runs) -> _Fire:
     """As `_prepared`; one that fails, as when its time zone is no more, is paused, and keeps no other from firing."""
     try:
-        return _prepared(row, now, grace, rules)
+        return _prepared(row, now, grace, made)
     except Exception as error:
         logger.exception("schedule %d cannot be fired: paused", row.id)
         kept = ("id", "enabled", "instant", "due_at", "last_instant", "last_job_id", "catching_up")

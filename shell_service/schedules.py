@@ -6,9 +6,8 @@ where it is paused, or fires no more. What comes then is in `firing`.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -26,7 +25,7 @@ from baselayer.visibility import visible
 from shell_service import runs, scripts, submissions
 from shell_service.jobs import if_short, public_id
 from shell_service.models import Schedule
-from shell_service.runs import Said
+from shell_service.runs import Run, Said
 from shell_service.scripts import Found, Level, Name
 from shell_service.settings import Jobs
 from shell_service.settings import Schedules as Bounds
@@ -172,8 +171,8 @@ def _check(
 ) -> None:
     """Raise `InvalidRequest` where a schedule would never fire, or its jobs could not be made."""
     said = _said(session, found, values["version"])
-    job = job_of(caller.user_id, said, values["parameters"], values["overrides"], means.jobs)
-    submissions.require_scopes(Submission(caller.user_id, [job]), caller.scopes)
+    run = runs.make(said, values["parameters"], values["overrides"], means.jobs, share=False)
+    submissions.require_scopes(Submission(caller.user_id, [job_of(caller.user_id, run)]), caller.scopes)
     table = Timetable(**{name: values[name] for name in _TABLE}, anchor=now)
     kind = next((name for name in ("cron", "every", "at") if values[name] is not None), None)
     if kind is None:
@@ -197,19 +196,14 @@ def _said(session: Session, found: Found, version: int | None) -> Said:
 
 def job_of(
     user_id: int,
-    said: Said,
-    parameters: Mapping[str, Any],
-    overrides: Mapping[str, Any],
-    rules: Jobs,
+    run: Run,
+    notify: Sequence[Mapping[str, Any]] = (),
     schedule: int | None = None,
     instant: datetime | None = None,
 ) -> NewJob:
-    """The job that a user's schedule makes of a script; its number, and the instant that it fires for, if it does.
-
-    Raises `InvalidRequest` where its parameters or overrides do not fit what the script says.
-    """
-    run = runs.make(said, parameters, overrides, rules, share=False)
-    return submissions.new_job(user_id, run.request, **run.origin, schedule_id=schedule, fired_for=instant)
+    """The job that a user's schedule makes; whom it wants told, its number, and the instant that it fires for."""
+    origin = {**run.origin, "notify": [*run.origin["notify"], *submissions.targets(user_id, notify)]}
+    return submissions.new_job(user_id, run.request, **origin, schedule_id=schedule, fired_for=instant)
 
 
 def _stand(session: Session, number: int, now: datetime) -> None:
@@ -296,9 +290,8 @@ def run_now(session: Session, caller: Caller, number: int, rules: Jobs) -> tuple
     if row.user_id != caller.user_id:
         raise NotAllowed("Only its owner can let a schedule run, as its jobs are his.")
     found = _script_of(session, caller, _name_of(caller, row.script))
-    said = _said(session, found, row.version)
-    said = dataclasses.replace(said, notify=[*said.notify, *submissions.targets(row.user_id, row.notify)])
-    job = job_of(caller.user_id, said, row.parameters, row.overrides, rules, number)
+    run = runs.make(_said(session, found, row.version), row.parameters, row.overrides, rules, share=False)
+    job = job_of(caller.user_id, run, row.notify, number)
     return found, job, overlap_of(row.overlap, found.level)
 
 
