@@ -161,6 +161,12 @@ def _cron(text: str, timezone: str) -> Cron:
     return Cron(text, zone(timezone))
 
 
+@lru_cache(maxsize=500)
+def _following(text: str, timezone: str, instant: datetime) -> datetime | None:
+    """The first instant of a line of cron after this one: those that fire in one minute ask for the same."""
+    return next(_cron(text, timezone).after(instant), None)
+
+
 @dataclass(frozen=True)
 class Timetable:
     """See the module."""
@@ -193,16 +199,21 @@ class Timetable:
 
     def after(self, instant: datetime) -> Iterator[datetime]:
         """The instants after this one, without jitter."""
-        if self.start is not None:
-            instant = max(instant, self.start - _TICK)
+        instant = self._from(instant)
         if self.at is not None:
             found: Iterator[datetime] = iter([self.at] if self.at > instant else [])
         elif self.every is not None:
             found = self._regular(instant)
         else:
             found = self._cron.after(instant)
-        end = min(self.end or _END, _END)
-        return itertools.takewhile(lambda item: item <= end, found)
+        return itertools.takewhile(lambda item: item <= self._last, found)
+
+    def _from(self, instant: datetime) -> datetime:
+        return instant if self.start is None else max(instant, self.start - _TICK)
+
+    @property
+    def _last(self) -> datetime:
+        return min(self.end or _END, _END)
 
     def _regular(self, instant: datetime) -> Iterator[datetime]:
         anchor = self.start or self.anchor
@@ -213,7 +224,10 @@ class Timetable:
 
     def next(self, instant: datetime) -> datetime | None:
         """The first instant after this one, without jitter; None where there is none."""
-        return next(self.after(instant), None)
+        if self.cron is None:
+            return next(self.after(instant), None)
+        found = _following(self.cron, self.timezone, self._from(instant))
+        return found if found is not None and found <= self._last else None
 
     def late(self, instant: datetime) -> datetime:
         """When the fire that belongs to this instant is due: up to `jitter` later."""
