@@ -355,6 +355,41 @@ def test_many_at_once_are_fired_in_parts(transact: Transactions, alice: Caller) 
     assert len(fired(transact)) == 9
 
 
+def test_a_look_finds_one_of_those_whose_jobs_are_skipped_for_one_another(
+    transact: Transactions, alice: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(firing, "_AT_ONCE", 2)
+    save(transact, alice, "single", overlap="skip")
+    save(transact, alice, "free", overlap="parallel")
+    numbers = [schedule(transact, alice, script=name) for name in ("single", "free", "single", "free", "free")]
+    for number in numbers:
+        past(transact, number, MINUTE)
+    transact.sql("UPDATE schedule SET due_at = now()")
+    assert transact(firing.due) == [[numbers[0], numbers[1]], [numbers[3], numbers[4]]]
+
+
+def test_those_of_one_script_share_what_it_says_and_nothing_else(transact: Transactions, alice: Caller) -> None:
+    change = {"parameters": [{"name": "days", "type": "integer", "default": 1, "position": 1}], "message": ""}
+    transact(scripts.change, alice, Name(alice.username, "tool"), change, None, SETTINGS.scripts)
+    urls = [f"https://example.org/{number}" for number in range(3)]
+    numbers = [
+        schedule(transact, alice, notify=[{"url": urls[0]}], parameters=given) for given in ({}, {"days": 2}, {})
+    ]
+    transact.sql("""UPDATE schedule SET overrides = '{"env": {"A": "1"}}' WHERE id = :id""", id=numbers[2])
+    numbers += [schedule(transact, alice, notify=[{"url": url}]) for url in urls[1:]]
+    for number in numbers:
+        past(transact, number, MINUTE)
+    fire_all(transact)
+    rows = transact.sql("SELECT args, env, notify FROM job ORDER BY schedule_id")
+    env = {"days": "1"}
+    assert [(row.args, row.env) for row in rows] == [
+        (["1"], env), (["2"], {"days": "2"}), (["1"], {**env, "A": "1"}), (["1"], env), (["1"], env),
+    ]  # fmt: skip
+    assert [[target["url"] for target in row.notify] for row in rows] == [
+        [urls[0]], [urls[0]], [urls[0]], [urls[1]], [urls[2]],
+    ]  # fmt: skip
+
+
 def test_one_that_cannot_be_fired_keeps_no_other_from_it(
     transact: Transactions, alice: Caller, caplog: pytest.LogCaptureFixture
 ) -> None:
