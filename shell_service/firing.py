@@ -36,7 +36,7 @@ from shell_service.timetable import Timetable, Unusable
 logger = logging.getLogger(__name__)
 
 _LOOKED_FOR = 2500  # schedules that one look finds
-_AT_ONCE = 250  # that one transaction fires: their owners' own submissions wait for its end
+_AT_ONCE = 100  # that one transaction fires: while it is flushed to disk, and that takes by its size, no other ends
 _LARGE = 4_000_000  # bytes of scripts after which it takes no more
 _RETRY = timedelta(seconds=10)  # after which one is fired again whose owner had too many jobs
 _SECONDS = 1.0  # after which a transaction prepares no more: the rows of those it has are locked meanwhile
@@ -87,13 +87,14 @@ class _Runs:
 
 
 def due(session: Session) -> list[list[int]]:
-    """Numbers of schedules that are due, the longest first, in parts that fit into a transaction each.
+    """Numbers of the schedules that are due the longest, in parts that fit into a transaction each.
 
-    Of a script whose jobs are skipped or cancelled for one another only one: the others come with the next call.
+    Of a script whose jobs are skipped or cancelled for one another only one: the others come with the next call. Those
+    of one user are together, so that a transaction locks and counts for few.
     """
     parts: list[list[int]] = []
     size = 0
-    for row in session.execute(_due()):
+    for row in sorted(session.execute(_due()), key=lambda row: (row.user_id, row.script_id)):
         size += row.size
         if not parts or size > _LARGE or len(parts[-1]) == _AT_ONCE:
             parts.append([])
@@ -104,12 +105,12 @@ def due(session: Session) -> list[list[int]]:
 
 @functools.cache
 def _due() -> Select[*tuple[Any, ...]]:
-    """The numbers of schedules that are due, and how many bytes the job of each is about."""
+    """The schedules that are due the longest, and how many bytes the job of each is about."""
     overlap = func.coalesce(Schedule.overlap, Script.overlap)
     alone = case((overlap.in_(_ALONE), Schedule.script_id), else_=-Schedule.id)
     found = (
         select(
-            *(Schedule.id, Schedule.due_at),
+            *(Schedule.id, Schedule.user_id, Schedule.script_id, Schedule.due_at),
             func.row_number().over(partition_by=alone, order_by=(Schedule.due_at, Schedule.id)).label("turn"),
             (
                 func.coalesce(Content.size, 0)
@@ -125,7 +126,7 @@ def _due() -> Select[*tuple[Any, ...]]:
         .subquery()
     )
     return (
-        select(found.c.id, found.c.size)
+        select(found.c.id, found.c.user_id, found.c.script_id, found.c.size)
         .where(found.c.turn == 1)
         .order_by(found.c.due_at, found.c.id)
         .limit(_LOOKED_FOR)
