@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import orjson
 import psycopg2
 import sqlalchemy
 from sqlalchemy import exc
@@ -107,6 +108,7 @@ class Database:
             max_overflow=0,
             pool_timeout=wait,
             pool_recycle=1800,
+            json_deserializer=orjson.loads,
             hide_parameters=True,  # they are in what is logged of an error, and may hold secrets of users
             connect_args={**CONNECT_OPTIONS, "options": options},
         )

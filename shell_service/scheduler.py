@@ -10,7 +10,7 @@ import itertools
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Never
 
@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from baselayer.database import Database, on_behalf_of
 from baselayer.failpoint import FailPoints
 from baselayer.waiting import repeat
-from shell_service import liveness, queue, retention, schedules, seals, submissions, tokens, uploads, users
+from shell_service import firing, liveness, queue, retention, seals, submissions, tokens, uploads, users
 from shell_service.courier import Courier
 from shell_service.retention import Cut
 from shell_service.secrets import Keyring
@@ -123,17 +123,17 @@ class Scheduler:
             await asyncio.sleep(self._settings.scheduler.tick_seconds)
 
     async def _fire(self) -> None:
-        if not await self._database.ask(schedules.any_due):
+        fired = 0
+        for ids in await self._database.ask(firing.due):
+            fired += await self._database.run(self._fire_some, ids)
+            self._failpoints.reach("scheduler.fired")
+        if not fired:  # none is due, or another scheduler fires them just now
             await asyncio.sleep(self._settings.scheduler.tick_seconds)
-            return
-        if not await self._database.run(self._fire_some):
-            await asyncio.sleep(self._settings.scheduler.tick_seconds)  # another scheduler fires them just now
-        self._failpoints.reach("scheduler.fired")
 
-    def _fire_some(self, session: Session) -> int:
+    def _fire_some(self, session: Session, ids: Sequence[int]) -> int:
         self._failpoints.reach("scheduler.before_fire")
         settings = self._settings
-        fired = schedules.fire(session, self._limits, settings.jobs, settings.schedules.grace_seconds)
+        fired = firing.fire(session, ids, self._limits, settings.jobs, settings.schedules.grace_seconds)
         self._failpoints.reach("scheduler.before_commit")
         return fired
 

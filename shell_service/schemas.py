@@ -5,6 +5,7 @@ Those about users, their tokens and secrets are in `user_schemas`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -201,9 +202,15 @@ class JobRequest(Needs, Script):  # the fields of the last come first
 
 def plain_request() -> dict[str, Any]:
     """A job request that names nothing but its code, which has to be added."""
-    defaults = {name: field.load_default for name, field in JobRequest._declared_fields.items()}
-    given = {name: value() if callable(value) else value for name, value in defaults.items() if value is not missing}
+    given = {name: value() if callable(value) else value for name, value in _defaults().items()}
     return {**_unnamed(), **given}
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    """What a job request gets that does not name it, or what makes that, by field."""
+    defaults = {name: field.load_default for name, field in JobRequest._declared_fields.items()}
+    return {name: value for name, value in defaults.items() if value is not missing}
 
 
 def _unnamed() -> dict[str, Any]:

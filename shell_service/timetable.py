@@ -25,7 +25,7 @@ import zoneinfo
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 from cronsim import CronSim, CronSimError
 
@@ -79,12 +79,11 @@ class Cron:
             raise Unusable("It never fires.") from None
         self._fixed = not (fields[0].startswith("*") or fields[1].startswith("*"))
         self._parsed = parsed
-        self._minutes = sorted(60 * hour + minute for hour in parsed.hours for minute in parsed.minutes)
 
     @property
     def shortest(self) -> timedelta:
         """The least time between two fires, by a clock that is never changed."""
-        times = self._minutes
+        times = sorted(60 * hour + minute for hour in self._parsed.hours for minute in self._parsed.minutes)
         around = [times[0] + 1440 - times[-1]] if self._on_days_in_a_row() else []
         gaps = [later - earlier for earlier, later in itertools.pairwise(times)] + around
         return min(gaps, default=1440) * _MINUTE
@@ -156,6 +155,18 @@ class Cron:
         return high
 
 
+@lru_cache(maxsize=500)
+def _cron(text: str, timezone: str) -> Cron:
+    """A line of cron: many schedules have the same."""
+    return Cron(text, zone(timezone))
+
+
+@lru_cache(maxsize=500)
+def _following(text: str, timezone: str, instant: datetime) -> datetime | None:
+    """The first instant of a line of cron after this one: those that fire in one minute ask for the same."""
+    return next(_cron(text, timezone).after(instant), None)
+
+
 @dataclass(frozen=True)
 class Timetable:
     """See the module."""
@@ -170,9 +181,9 @@ class Timetable:
     jitter: float = 0.0  # seconds
     salt: int = 0  # of jitter: the schedule's number
 
-    @cached_property
+    @property
     def _cron(self) -> Cron:
-        return Cron(self.cron or "", zone(self.timezone))
+        return _cron(self.cron or "", self.timezone)
 
     def check(self, shortest: float, now: datetime) -> None:
         """Raise `Unusable` for one that fires more often than every `shortest` seconds, or never from `now` on."""
@@ -188,16 +199,21 @@ class Timetable:
 
     def after(self, instant: datetime) -> Iterator[datetime]:
         """The instants after this one, without jitter."""
-        if self.start is not None:
-            instant = max(instant, self.start - _TICK)
+        instant = self._from(instant)
         if self.at is not None:
             found: Iterator[datetime] = iter([self.at] if self.at > instant else [])
         elif self.every is not None:
             found = self._regular(instant)
         else:
             found = self._cron.after(instant)
-        end = min(self.end or _END, _END)
-        return itertools.takewhile(lambda item: item <= end, found)
+        return itertools.takewhile(lambda item: item <= self._last, found)
+
+    def _from(self, instant: datetime) -> datetime:
+        return instant if self.start is None else max(instant, self.start - _TICK)
+
+    @property
+    def _last(self) -> datetime:
+        return min(self.end or _END, _END)
 
     def _regular(self, instant: datetime) -> Iterator[datetime]:
         anchor = self.start or self.anchor
@@ -208,7 +224,10 @@ class Timetable:
 
     def next(self, instant: datetime) -> datetime | None:
         """The first instant after this one, without jitter; None where there is none."""
-        return next(self.after(instant), None)
+        if self.cron is None:
+            return next(self.after(instant), None)
+        found = _following(self.cron, self.timezone, self._from(instant))
+        return found if found is not None and found <= self._last else None
 
     def late(self, instant: datetime) -> datetime:
         """When the fire that belongs to this instant is due: up to `jitter` later."""

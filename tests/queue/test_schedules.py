@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from baselayer.access import EVERY_SCOPE, Caller
 from baselayer.errors import InvalidRequest, NotAllowed
-from shell_service import schedules, scripts, shares
+from shell_service import firing, schedules, scripts, shares
 from shell_service.schedule_schemas import ScheduleRequest
 from shell_service.scopes import SCOPES
 from shell_service.scripts import Name
@@ -64,7 +64,13 @@ def past(transact: Transactions, number: int, by: timedelta) -> datetime:
 
 
 def fire(transact: Transactions, grace: float = GRACE) -> int:
-    return transact(schedules.fire, LIMITS, RULES, grace)
+    return transact(fire_some, grace)
+
+
+def fire_some(session: Session, grace: float = GRACE) -> int:
+    """As many as go into a transaction; returns how many those were."""
+    parts = firing.due(session)
+    return firing.fire(session, parts[0], LIMITS, RULES, grace) if parts else 0
 
 
 def fire_all(transact: Transactions, grace: float = GRACE) -> None:
@@ -192,7 +198,7 @@ class Killed(Exception):
 
 
 def _fire_or_die(session: Session, chance: random.Random) -> int:
-    count = schedules.fire(session, LIMITS, RULES, GRACE)
+    count = fire_some(session)
     if chance.random() < 0.3:
         raise Killed
     return count
@@ -313,7 +319,7 @@ def test_it_has_no_more_rights_than_the_token_that_made_it(transact: Transaction
 def test_much_that_was_missed_is_not_looked_for_in_one_transaction(
     transact: Transactions, alice: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schedules, "_SECONDS", 0)
+    monkeypatch.setattr(firing, "_SECONDS", 0)
     save(transact, alice, "free", overlap="parallel")
     numbers = [schedule(transact, alice, script="free", catch_up="all", catch_up_limit=3) for _ in range(4)]
     for number in numbers:
@@ -347,6 +353,41 @@ def test_many_at_once_are_fired_in_parts(transact: Transactions, alice: Caller) 
     parts = list(itertools.takewhile(bool, iter(lambda: fire(transact), None)))
     assert len(parts) > 1 and sum(parts) == 9
     assert len(fired(transact)) == 9
+
+
+def test_a_look_finds_one_of_those_whose_jobs_are_skipped_for_one_another(
+    transact: Transactions, alice: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(firing, "_AT_ONCE", 2)
+    save(transact, alice, "single", overlap="skip")
+    save(transact, alice, "free", overlap="parallel")
+    numbers = [schedule(transact, alice, script=name) for name in ("single", "free", "single", "free", "free")]
+    for number in numbers:
+        past(transact, number, MINUTE)
+    transact.sql("UPDATE schedule SET due_at = now()")
+    assert transact(firing.due) == [[numbers[0], numbers[1]], [numbers[3], numbers[4]]]
+
+
+def test_those_of_one_script_share_what_it_says_and_nothing_else(transact: Transactions, alice: Caller) -> None:
+    change = {"parameters": [{"name": "days", "type": "integer", "default": 1, "position": 1}], "message": ""}
+    transact(scripts.change, alice, Name(alice.username, "tool"), change, None, SETTINGS.scripts)
+    urls = [f"https://example.org/{number}" for number in range(3)]
+    numbers = [
+        schedule(transact, alice, notify=[{"url": urls[0]}], parameters=given) for given in ({}, {"days": 2}, {})
+    ]
+    transact.sql("""UPDATE schedule SET overrides = '{"env": {"A": "1"}}' WHERE id = :id""", id=numbers[2])
+    numbers += [schedule(transact, alice, notify=[{"url": url}]) for url in urls[1:]]
+    for number in numbers:
+        past(transact, number, MINUTE)
+    fire_all(transact)
+    rows = transact.sql("SELECT args, env, notify FROM job ORDER BY schedule_id")
+    env = {"days": "1"}
+    assert [(row.args, row.env) for row in rows] == [
+        (["1"], env), (["2"], {"days": "2"}), (["1"], {**env, "A": "1"}), (["1"], env), (["1"], env),
+    ]  # fmt: skip
+    assert [[target["url"] for target in row.notify] for row in rows] == [
+        [urls[0]], [urls[0]], [urls[0]], [urls[1]], [urls[2]],
+    ]  # fmt: skip
 
 
 def test_one_that_cannot_be_fired_keeps_no_other_from_it(
