@@ -96,6 +96,17 @@ def drop(account: Account, keep: Collection[Capability] = ()) -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
+def become(account: Account) -> None:
+    """Become `account` for good, from a process that `limit` was called in: so no program gives rights back.
+
+    For a process of one thread.
+    """
+    os.setgroups([])
+    os.setresgid(account.gid, account.gid, account.gid)
+    os.setresuid(account.uid, account.uid, account.uid)  # with this all capabilities go
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
 def limit(keep: Collection[Capability], groups: Collection[int] = ()) -> None:
     """Stay root, but with no capabilities except `keep`, nor any program that is run from here; with these `groups`.
 

@@ -7,9 +7,10 @@ import dataclasses
 import logging
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from baselayer.failpoint import FailPoints
 from baselayer.share import LoopShare
@@ -20,6 +21,7 @@ from shell_service.journal import Journal
 from shell_service.mask import Mask
 from shell_service.models import MAX_RETRY_DELAY
 from shell_service.output import Kept, OutputStore
+from shell_service.packages import Packages
 from shell_service.queue import Claim, Fenced, Result
 from shell_service.room import Memory
 from shell_service.sandbox import UNAVAILABLE, Command, Exit, Files, NoNetwork, Process, Sandbox, SandboxError
@@ -59,6 +61,7 @@ class Means:
     gauge: Gauge
     #: None where the kernel cannot hold limits for a job as a whole.
     groups: Groups | None
+    packages: Packages
     memory: Memory
     #: The values of the secrets that a job is given, by their names; of those that there are.
     read_secrets: Callable[[Claim], Awaitable[Mapping[str, bytes]]]
@@ -92,6 +95,7 @@ class Attempt:
         self._watch: Watch | None = None
         self._captures: tuple[Capture, ...] = ()
         self._began: float | None = None
+        self._preparing: asyncio.Future[Path] | None = None  # its layer
         self._ending: tuple[Ending, float] | None = None  # what a signal of ours stands for, and when it was sent
         self._timers: list[asyncio.TimerHandle] = []
 
@@ -116,7 +120,8 @@ class Attempt:
                 process = await self._start()
             except (ValueError, NoNetwork) as error:  # it would be the same next time
                 await marking
-                return dataclasses.replace(self._result(("FAILED", str(error))), retry_in=None)
+                ending = self._ending[0] if self._ending else ("FAILED", str(error))
+                return dataclasses.replace(self._result(ending), retry_in=None)
             except (SandboxError, OSError) as error:
                 logger.error("job %s: %s", self.claim.job_id.hex, getattr(error, "detail", error))
                 await marking
@@ -154,7 +159,7 @@ class Attempt:
         claim = self.claim
         if claim.network and not claim.may_network:
             raise ValueError("You may not give jobs the network any more; an administrator can allow it.")
-        files, interpreter = self._files(), self._interpreter()
+        files, interpreter = await self._files(), self._interpreter()
         if claim.all_secrets:
             self._secrets = await self._means.read_secrets(claim)
             self._mask = await asyncio.to_thread(Mask, self._secrets.values())
@@ -185,14 +190,31 @@ class Attempt:
             raise ValueError(f"This runner does not have the interpreter {claim.shell}.")
         return shells[claim.shell]
 
-    def _files(self) -> Files | None:
+    async def _files(self) -> Files | None:
         claim = self.claim
         if claim.upload is None or claim.upload_kind is None or claim.entrypoint is None:
             return None
         path = self._means.uploads.path(claim.upload, claim.upload_kind)
         if not path.exists():
             raise ValueError("The files that this job was given are not there any more.")
-        return Files(str(path), claim.upload_kind, claim.entrypoint, claim.shell == AUTO)
+        layer = await self._layer(claim.requirements) if claim.requirements else None
+        return Files(str(path), claim.upload_kind, claim.entrypoint, claim.shell == AUTO, layer)
+
+    async def _layer(self, requirements: Sequence[str]) -> str:
+        """The layer of the packages that the job's files name; nobody waits for one whose job is to end."""
+        claim = self.claim
+        making = self._means.packages.layer(requirements, self._file("setup"), claim.limits.output)
+        self._preparing = asyncio.ensure_future(making)
+        if self._ending:
+            self._preparing.cancel()
+        try:
+            return str(await self._preparing)
+        except asyncio.CancelledError:
+            if not self._ending:
+                raise
+            raise ValueError("It was ended before its packages were there.") from None
+        finally:
+            self._preparing = None
 
     def _file(self, stream: Kept) -> Callable[[], int]:
         """What makes the file of a stream, when there is something for it."""
@@ -256,12 +278,16 @@ class Attempt:
         """Ask the job to end, and after the grace time end it; that will be how it ended. The first asker counts."""
         if self._ending is None:
             self._ending = ending, time.monotonic()
+            if self._preparing:
+                self._preparing.cancel()
             if self._process and self._began is not None:
                 self._signal(self._process)
 
     def kill(self, ending: Ending) -> None:
         """End the job at once."""
         self._ending = self._ending or (ending, time.monotonic())
+        if self._preparing:
+            self._preparing.cancel()
         if self._process:
             self._process.kill()
 

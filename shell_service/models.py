@@ -161,6 +161,7 @@ class Upload(Base):
     size: Mapped[int] = mapped_column(BigInteger)
     #: Path, size, SHA-256 and whether it begins with #! of each; null where they came as an archive.
     files: Mapped[list[list[Any]] | None] = mapped_column(JSONB(none_as_null=True))
+    requirements: Mapped[list[str] | None] = mapped_column(JSONB(none_as_null=True))  # packages that they name
     user_id: Mapped[int]  # who sent it last
     used_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())  # and when
 

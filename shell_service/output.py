@@ -25,9 +25,10 @@ R = TypeVar("R")
 
 Stream = Literal["stdout", "stderr"]
 STREAMS: tuple[Stream, Stream] = ("stdout", "stderr")
-#: All that is kept of an attempt, each as a file; artifacts as `sandbox.artifacts` has them.
-Kept = Literal["stdout", "stderr", "artifacts"]
-KEPT: tuple[Kept, ...] = (*STREAMS, "artifacts")
+#: All that is kept of an attempt, each as a file: what the script printed; what was said when its packages were
+#: installed for it; and what it left, as `sandbox.artifacts` has it.
+Kept = Literal["stdout", "stderr", "setup", "artifacts"]
+KEPT: tuple[Kept, ...] = (*STREAMS, "setup", "artifacts")
 CHUNK = 256 * 1024  # bytes handed on at once
 
 
@@ -57,7 +58,7 @@ class OutputStore:
                 os.makedirs(os.path.dirname(path), mode=0o750, exist_ok=True)
         return os.open(path, flags, 0o640)
 
-    def size(self, job_id: uuid.UUID, attempt: int, stream: Stream) -> int:
+    def size(self, job_id: uuid.UUID, attempt: int, stream: Kept) -> int:
         """Bytes that are there by now."""
         try:
             return os.stat(self.path(job_id, attempt, stream)).st_size
@@ -124,7 +125,7 @@ class OutputReader:
         """As `artifacts.index`."""
         return await self._ask(artifacts.index, self._store.path(job_id, attempt, "artifacts"))
 
-    async def size(self, job_id: uuid.UUID, attempt: int, stream: Stream) -> int:
+    async def size(self, job_id: uuid.UUID, attempt: int, stream: Kept) -> int:
         """As `OutputStore.size`."""
         return await self._ask(self._store.size, job_id, attempt, stream)
 

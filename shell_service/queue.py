@@ -54,6 +54,7 @@ class Claim:
     upload: str | None
     upload_kind: str | None
     entrypoint: str | None
+    requirements: list[str] | None  # packages that its files name
     shell: str
     args: list[str]
     env: dict[str, str]
@@ -123,7 +124,8 @@ def claimed(places: Sequence[Place]) -> Query[list[Claim]]:
 
     return Query(
         "SELECT id, limits, name, code, encode(upload, 'hex'),"
-        " (SELECT u.kind FROM upload u WHERE u.digest = job.upload), entrypoint, shell, args, env, stdin, timeout,"
+        " (SELECT u.kind FROM upload u WHERE u.digest = job.upload), entrypoint,"
+        " (SELECT u.requirements FROM upload u WHERE u.digest = job.upload), shell, args, env, stdin, timeout,"
         " retries, retry_delay, network, secrets, secrets_in_env, secret_env,"
         " network AND EXISTS (SELECT FROM user_limits l WHERE l.user_id = job.user_id AND l.network)"
         " FROM job WHERE id = ANY(CAST(%(ids)s AS uuid[]))",

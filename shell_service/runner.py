@@ -28,6 +28,7 @@ from shell_service import ends, liveness, queue, relief, retention, room, users
 from shell_service.attempt import Attempt, Means, NotBegun
 from shell_service.journal import Journal
 from shell_service.output import OutputStore
+from shell_service.packages import Packages
 from shell_service.queue import Claim, Fenced, Result
 from shell_service.retention import Discarded
 from shell_service.sandbox import Sandbox, kill_leftover
@@ -54,6 +55,7 @@ class Runner:
         database: Database,
         sandbox: Sandbox,
         groups: Groups | None,
+        packages: Packages,
         shells: dict[str, str],
         read_secrets: Callable[[Claim], Awaitable[Mapping[str, bytes]]],
         folder: Path,
@@ -82,6 +84,7 @@ class Runner:
             self._journal,
             Gauge(),
             groups,
+            packages,
             self._memory,
             read_secrets,
             LoopShare(_MASKING),

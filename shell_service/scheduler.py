@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from baselayer.database import Database, on_behalf_of
 from baselayer.failpoint import FailPoints
 from baselayer.waiting import repeat
-from shell_service import firing, liveness, queue, retention, seals, submissions, tokens, uploads, users
+from shell_service import firing, liveness, packages, queue, retention, seals, submissions, tokens, uploads, users
 from shell_service.courier import Courier
 from shell_service.retention import Cut
 from shell_service.secrets import Keyring
@@ -188,6 +188,7 @@ class Scheduler:
         while await self._database.run(uploads.collect, self._uploads):
             pass
         await self._database.ask(uploads.sweep, self._uploads, next(self._shards))
+        await asyncio.to_thread(packages.remove_old, self._settings.layer_dir, self._settings.packages.keep_days)
         await self._database.ask(_vacuum)
         await asyncio.sleep(_HOUSEKEEPING_SECONDS)
 

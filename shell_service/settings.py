@@ -95,6 +95,14 @@ class Uploads:
 
 
 @dataclass(frozen=True)
+class Packages:
+    index: str
+    max_size: Bytes
+    timeout: float
+    keep_days: float
+
+
+@dataclass(frozen=True)
 class Schedules:
     max_schedules: int
     min_interval: float
@@ -211,6 +219,7 @@ class Settings:
     jobs: Jobs
     scripts: Scripts
     uploads: Uploads
+    packages: Packages
     schedules: Schedules
     retention: Retention
     webhooks: Webhooks
@@ -246,6 +255,11 @@ class Settings:
     def upload_dir(self) -> Path:
         """Files that jobs are given."""
         return self.data_dir / "uploads"
+
+    @property
+    def layer_dir(self) -> Path:
+        """Packages that jobs see."""
+        return self.data_dir / "layers"
 
     @property
     def postgres_dir(self) -> Path:
@@ -366,6 +380,8 @@ def _check_ranges(settings: Settings) -> None:
         "runner.drain_seconds": (runner.drain_seconds, 0, 86400),
         "server.client_timeout": (settings.server.client_timeout, 0.1, 3600),
         "server.drain_seconds": (settings.server.drain_seconds, 0, 3600),
+        "packages.timeout": (settings.packages.timeout, 1, 86400),
+        "packages.keep_days": (settings.packages.keep_days, 1, 36500),
         "webhooks.timeout": (settings.webhooks.timeout, 0.1, 50),
         "retention.job_days": (settings.retention.job_days, 0, 36500),
         "schedules.min_interval": (settings.schedules.min_interval, 1, 86400),

@@ -18,7 +18,7 @@ import tarfile
 import threading
 import time
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from baselayer.errors import Conflict, InvalidRequest, TooLarge, Unavailable
+from shell_service import packages
 from shell_service.sandbox import names
 from shell_service.settings import Uploads as Bounds
 from shell_service.shells import AUTO, ENDINGS
@@ -36,7 +37,6 @@ _FRESH = 3600  # seconds that an upload stays which nothing refers to
 _USER_LOCK = 7_303  # first key of the advisory lock of whoever adds up what a user has sent
 _AT_ONCE = 100  # uploads that one transaction removes
 _LOOK = 64 << 20  # bytes after which it is looked again whether there is room
-_REQUIREMENTS = "requirements.txt"
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ class Upload:
     kind: str
     size: int
     files: Mapping[str, File] | None
+    #: Packages that a requirements.txt among the files names; None where there is none.
+    requirements: Sequence[str] | None = None
 
 
 class UploadStore:
@@ -158,6 +160,7 @@ class Incoming:
         self._archive: str | None = None  # its kind; before that is known, its name
         self._files: dict[str, File] = {}
         self._folders: set[str] = set()  # that they are in
+        self._starts: dict[str, int] = {}  # where the content of each begins
 
     def find_room(self, size: int) -> None:
         """Raise `Unavailable` where so much more would leave too little."""
@@ -213,6 +216,7 @@ class Incoming:
         self._append(bytes(-size % tarfile.BLOCKSIZE))
         self._write(_header(name, size), at)
         self._files[name] = File(name, size, self._digest.hexdigest(), self._start[:2] == b"#!")
+        self._starts[name] = at + head
         self._begun = None
 
     def _append(self, data: bytes) -> None:
@@ -245,7 +249,18 @@ class Incoming:
         if self._archive:
             return Upload(self._digest.hexdigest(), self._archive, self._size, None)
         listed = sorted((file.path, file.size, file.sha256) for file in self._files.values())
-        return Upload(hashlib.sha256(orjson.dumps(listed)).hexdigest(), "tar", self._size, self._files)
+        digest = hashlib.sha256(orjson.dumps(listed)).hexdigest()
+        return Upload(digest, "tar", self._size, self._files, self._requirements())
+
+    def _requirements(self) -> list[str] | None:
+        """What a requirements.txt among the files names. Raises `InvalidRequest`."""
+        file = self._files.get(packages.FILE)
+        if file is None:
+            return None
+        try:
+            return packages.parse(os.pread(self._file, min(file.size, packages.MAX_BYTES + 1), self._starts[file.path]))
+        except packages.Refused as error:
+            raise InvalidRequest.of({"files": [f"{packages.FILE} {error}."]}) from None
 
     def close(self) -> None:
         """Let go of it; what was not placed is removed."""
@@ -297,13 +312,18 @@ def check(
             errors["entrypoint"] = [f"Must name one of the files; there is no {entrypoint}."]
         elif shell == AUTO and not file.own_line and ENDINGS.get(os.path.splitext(entrypoint)[1]) not in shells:
             errors["shell"] = [f"Is needed: {entrypoint} does not begin with #!, and nothing here runs such an ending."]
-        if _REQUIREMENTS in upload.files:
-            errors["files"] = [
-                "requirements.txt cannot be installed: the service's operator has allowed no index. Leave it out, and "
-                "bring what is needed along."
-            ]
     if errors:
         raise InvalidRequest.of(errors)
+
+
+def check_packages(upload: Upload, index: str) -> None:
+    """Raise `InvalidRequest` where it names packages, and there is no `index` that they may come from."""
+    if upload.requirements is not None and not index:
+        problem = (
+            f"{packages.FILE} cannot be installed: the service's operator has allowed no index. Leave it out, and "
+            "bring what is needed along."
+        )
+        raise InvalidRequest.of({"files": [problem]})
 
 
 # -- in the database ---------------------------------------------------------------------------------------------------
@@ -325,9 +345,9 @@ def keep(session: Session, store: UploadStore, incoming: Incoming, upload: Uploa
     files = None if upload.files is None else [[f.path, f.size, f.sha256, f.own_line] for f in upload.files.values()]
     session.execute(
         text(
-            "INSERT INTO upload (digest, kind, size, files, user_id) VALUES (decode(:digest, 'hex'), :kind, :size,"
-            " CAST(:files AS jsonb), :user) ON CONFLICT (digest) DO UPDATE SET used_at = clock_timestamp(),"
-            " user_id = excluded.user_id"
+            "INSERT INTO upload (digest, kind, size, files, requirements, user_id) VALUES (decode(:digest, 'hex'),"
+            " :kind, :size, CAST(:files AS jsonb), CAST(:requirements AS jsonb), :user)"
+            " ON CONFLICT (digest) DO UPDATE SET used_at = clock_timestamp(), user_id = excluded.user_id"
         ),
         {
             "user": user_id,
@@ -335,6 +355,7 @@ def keep(session: Session, store: UploadStore, incoming: Incoming, upload: Uploa
             "kind": upload.kind,
             "size": upload.size,
             "files": None if files is None else orjson.dumps(files).decode(),
+            "requirements": None if upload.requirements is None else orjson.dumps(upload.requirements).decode(),
         },
     )
     store.place(incoming, upload)
@@ -357,9 +378,10 @@ _OF_USER = text(
 
 def find(session: Session, digest: str) -> Upload:
     """The upload of this digest, which is there."""
-    statement = text("SELECT kind, size, files FROM upload WHERE digest = decode(:digest, 'hex')")
-    kind, size, files = session.execute(statement, {"digest": digest}).one()
-    return Upload(digest, kind, size, None if files is None else {item[0]: File(*item) for item in files})
+    statement = text("SELECT kind, size, files, requirements FROM upload WHERE digest = decode(:digest, 'hex')")
+    kind, size, files, requirements = session.execute(statement, {"digest": digest}).one()
+    listed = None if files is None else {item[0]: File(*item) for item in files}
+    return Upload(digest, kind, size, listed, requirements)
 
 
 def collect(session: Session, store: UploadStore) -> int:

@@ -24,6 +24,7 @@ from services import keys
 from services.options import config_option
 from services.ready import schema_is_current
 from shell_service import secrets, shells
+from shell_service.packages import Packages
 from shell_service.runner import Runner
 from shell_service.sandbox import Sandbox, cgroup
 from shell_service.sandbox.cgroup import Groups
@@ -90,11 +91,16 @@ async def serve(settings: Settings, folder: Path, name: str, groups: Groups | No
         loop.add_signal_handler(number, lambda: (hurry if stop.is_set() else stop).set())
     database = Database(settings.database_url, size=3, statement_timeout=settings.database.statement_timeout, wait=10.0)
     offered = shells.available(settings.shells)
-    sandbox = Sandbox(settings.sandbox, groups is not None)
+    sandbox = Sandbox(settings.sandbox, groups is not None, settings.layer_dir)
+    install = [sys.executable, "-m", "services.packages"]
+    if settings.account:
+        install += ["--uid", str(settings.account.uid)]
+    packages = Packages(settings.layer_dir, settings.packages, offered.get("python"), install)
 
     read_secrets = partial(secrets.of_claim, database, keyring)
     host = socket.gethostname()
-    runner = Runner(settings, database, sandbox, groups, offered, read_secrets, folder, host, name, FailPoints())
+    means = (sandbox, groups, packages)
+    runner = Runner(settings, database, *means, offered, read_secrets, folder, host, name, FailPoints())
     if await schema_is_current(database, stop):
         await runner.run(stop, hurry)
 

@@ -25,7 +25,7 @@ def main(settings: Settings) -> None:
     """Do what has to happen because time passes."""
     log.set_up(settings.log.level)
     database_url, keyring = settings.database_url, keys.keyring(settings)
-    account.enter(settings, database_url, [settings.upload_dir])
+    account.enter(settings, database_url, [settings.upload_dir, settings.layer_dir])
     uvloop.run(serve(settings, database_url, keyring))
 
 

@@ -78,6 +78,7 @@ class FilesHandler(FormHandler, AppHandler):
         if incoming is None or incoming.empty:
             return body
         upload = await self._in_thread(incoming.finish)
+        uploads.check_packages(upload, self.app.settings.packages.index)
         if whole:
             uploads.check(upload, body["entrypoint"], body.get("shell") or AUTO, self.app.rules.shells)
         most = self.app.settings.uploads.user_size

@@ -188,6 +188,26 @@ class Stderr(Output):
     stream = "stderr"
 
 
+class Setup(OutputHandler):
+    @endpoint(
+        "jobs:read",
+        errors=[NotFound, RangeNotSatisfiable],
+        headers=["Range", "If-None-Match"],
+        media="application/octet-stream",
+    )
+    async def get(self, call: Call, job_id: str) -> Any:
+        """Get what was said when a job's packages were installed, as exact bytes.
+
+        Of a job that needs none, or whose packages were there already, nothing was. Takes a `Range`.
+        """
+        found = await self.find(call, job_id)
+        attempt = found.attempt
+        size = await self.app.reader.size(found.job_id, attempt, "setup") if attempt else 0
+        self.start_stream("application/octet-stream", f"{found.public_id}.setup")
+        await self.send_part(call, found, "setup", 0, size, f'"{found.job_id.hex}-{attempt}-setup-{size}"')
+        return STREAMED
+
+
 class EventStream(OutputHandler):
     @endpoint(
         "jobs:read",
@@ -309,6 +329,7 @@ class Archive(ArtifactHandler):
 ROUTES = [
     Route("/api/jobs/{job_id}/stdout", Stdout),
     Route("/api/jobs/{job_id}/stderr", Stderr),
+    Route("/api/jobs/{job_id}/setup", Setup),
     Route("/api/jobs/{job_id}/stream", EventStream),
     Route("/api/jobs/{job_id}/artifacts", Artifacts),
     Route("/api/jobs/{job_id}/artifacts/archive", Archive),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 #: A job's folder begins so, then come the pid of its init and something that nobody can know.
 FOLDER = "/tmp/shell-service-job-"
+LAYER, _LAYERED = b"/run/packages", (b"PATH=", b"PYTHONPATH=")
 _MANY = 1000  # files of a folder that are looked at at once
 _NOT_EMPTY = 39  # ENOTEMPTY; the errno module would be one more to load
 
@@ -34,7 +35,9 @@ class Bare:
     #: The init does it itself, as its own death would let the job go on.
     death_signal = KILL_ALL
 
-    def __init__(self) -> None:
+    def __init__(self, layers: bytes = b"") -> None:
+        """`layers` is the folder of those, if there is one."""
+        self._layers = layers
         kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
         remove_left()
 
@@ -66,6 +69,9 @@ class Bare:
             root.write(self._folder + b"/secrets/" + name, value, 0o400)
         home = self._folder + b"/home"
         os.chdir(home)
+        if order.layer:
+            layer = self._layers + b"/" + order.layer
+            order.env[:] = [pair.replace(LAYER, layer) if pair.startswith(_LAYERED) else pair for pair in order.env]
         if order.files:
             order.argv[1] = home + order.argv[1].removeprefix(b"/job")
         else:

@@ -11,6 +11,9 @@ from shell_service.limits import JobLimits
 #: What a job's owner is told whatever went wrong.
 UNAVAILABLE = "The sandbox for this job could not be made."
 
+#: Where jobs see their layer of packages, if they have one.
+LAYER = "/run/packages"
+
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -40,6 +43,8 @@ class Files:
     entrypoint: str
     #: Whether a ``#!`` line that it begins with decides how it is run. Without one the interpreter does.
     own_line: bool
+    #: A layer on the host that it sees at `LAYER`; None: none.
+    layer: str | None = None
 
 
 @dataclass(frozen=True)

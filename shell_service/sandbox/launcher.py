@@ -72,7 +72,7 @@ def main(fd: int) -> None:
         if setup.way == Setup.BARE:
             from .bare import Bare  # rarely needed
 
-            walls = Bare()
+            walls = Bare(setup.layers)
         else:
             way_out = isolate(setup, control, *programs[2:])
             walls = Walls(setup, programs[:2])
@@ -107,9 +107,9 @@ def isolate(setup: Setup, control: _socket.socket, frames: bytes | None = None) 
     way_out = None if frames is None else slirp.Slirp()
     etc = slirp.ETC if way_out else {}
     if setup.way == Setup.MAPPED:
-        root.enter_mapped(lambda: ask(control), etc)
+        root.enter_mapped(lambda: ask(control), etc, setup.layers)
     else:
-        root.enter(setup.uid, setup.gid, etc)
+        root.enter(setup.uid, setup.gid, etc, setup.layers)
     root.leave_network()
     if way_out and frames is not None:
         way_out.connect(frames)

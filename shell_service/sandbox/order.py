@@ -6,10 +6,11 @@ import math
 import os
 import random
 import resource
+from collections.abc import Mapping
 
 from shell_service.limits import JobLimits
 
-from .command import Command, SandboxError
+from .command import LAYER, Command, SandboxError
 from .protocol import FOLDERS, KINDS, Order
 
 #: Of linux/resource.h; Python has no name for it.
@@ -35,7 +36,7 @@ def order(command: Command) -> Order:
     files = command.files
     script = f"{FOLDERS[0]}/{files.entrypoint}" if files else "/run/job/script"
     argv = (command.interpreter, script, *command.args)
-    env = {**ENV, **command.env}
+    env = {**ENV, **(_with_layer(command.env) if files and files.layer else command.env)}
     return Order(
         [text.encode(errors="surrogateescape") for text in argv],
         [f"{name}={value}".encode(errors="surrogateescape") for name, value in env.items()],
@@ -48,7 +49,17 @@ def order(command: Command) -> Order:
         MAX_ARTIFACTS,
         KINDS.index(files.kind) + 1 if files else 0,
         files is not None and files.own_line,
+        os.fsencode(os.path.basename(files.layer)) if files and files.layer else b"",
     )
+
+
+def _with_layer(env: Mapping[str, str]) -> dict[str, str]:
+    """Variables with which Python and shells find what is in a layer, after what the job's own ones name."""
+    return {
+        **env,
+        "PYTHONPATH": ":".join(filter(None, (env.get("PYTHONPATH"), LAYER))),
+        "PATH": f"{env.get('PATH', ENV['PATH'])}:{LAYER}/bin",
+    }
 
 
 def _processors(wanted: float) -> list[int]:

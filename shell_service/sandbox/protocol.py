@@ -44,30 +44,35 @@ HELD_BODY = struct.Struct("<iQ")  # pid, start time
 REPORT_BODY = struct.Struct("<iddqq")
 PACKED_BODY = struct.Struct("<II")  # artifacts that were kept, and that were left out
 ENDED_BODY = struct.Struct("<Qdq")  # the job's number; CPU seconds and largest resident set, the init's included
-_SETUP = struct.Struct("<BB4Q")
-_ORDER = struct.Struct("<7I2QIBB")
+_SETUP = struct.Struct("<BB4Q")  # and the folder of layers
+_ORDER = struct.Struct("<8I2QIBB")
 _LIMIT = struct.Struct("<IQQ")
 
 
 class Setup:
     """What a launcher is told once: its way, the user and group that jobs run as, and sizes of file systems.
 
-    `unpacks` tells whether there may be jobs that are given files.
+    `unpacks` tells whether there may be jobs that are given files, `layers` is the folder of those that these may see;
+    empty: there are none.
     """
 
     #: Ways: with walls; with walls around a user that the runner maps; without walls.
     WALLS, MAPPED, BARE = range(3)
 
-    def __init__(self, way: int, unpacks: bool, uid: int, gid: int, tmp_size: int, shm_size: int) -> None:
+    def __init__(
+        self, way: int, unpacks: bool, uid: int, gid: int, tmp_size: int, shm_size: int, layers: bytes = b""
+    ) -> None:
         self.way, self.unpacks, self.uid, self.gid = way, unpacks, uid, gid
-        self.tmp_size, self.shm_size = tmp_size, shm_size
+        self.tmp_size, self.shm_size, self.layers = tmp_size, shm_size, layers
 
     def pack(self) -> bytes:
-        return _SETUP.pack(self.way, self.unpacks, self.uid, self.gid, self.tmp_size, self.shm_size)
+        sizes = self.tmp_size, self.shm_size
+        return _SETUP.pack(self.way, self.unpacks, self.uid, self.gid, *sizes) + self.layers
 
     @classmethod
     def unpack(cls, data: bytes) -> Setup:
-        return cls(*_SETUP.unpack(data))
+        way, unpacks, uid, gid, tmp_size, shm_size = _SETUP.unpack_from(data)
+        return cls(way, unpacks, uid, gid, tmp_size, shm_size, data[_SETUP.size :])
 
 
 class Order:
@@ -77,6 +82,7 @@ class Order:
     in the ``resource`` module; `processors` are those to run on, where it may not use all. Of its artifacts
     `most_files` are kept, with `most_bytes`. `files` is the kind of the files that it is given: then the second
     argument is a path below its home, and with `own_line` the first does not count where that file begins with ``#!``.
+    `layer` is the name of the one that it sees; empty: none.
     """
 
     def __init__(
@@ -92,15 +98,16 @@ class Order:
         most_files: int,
         files: int,
         own_line: bool,
+        layer: bytes = b"",
     ) -> None:
         self.argv, self.env, self.script, self.secrets = argv, env, script, secrets
         self.disk, self.processors, self.limits = disk, processors, limits
         self.most_bytes, self.most_files = most_bytes, most_files
-        self.files, self.own_line = files, own_line
+        self.files, self.own_line, self.layer = files, own_line, layer
 
     def pack(self) -> bytes:
         texts = b"\0".join((*self.argv, *self.env, *self.secrets))
-        parts = self.argv, self.env, self.secrets, self.processors, self.limits, texts, self.script
+        parts = self.argv, self.env, self.secrets, self.processors, self.limits, texts, self.script, self.layer
         return b"".join(
             (
                 _ORDER.pack(
@@ -111,6 +118,7 @@ class Order:
                 *(_LIMIT.pack(number, *pair) for number, pair in self.limits.items()),
                 texts,
                 self.script,
+                self.layer,
                 *self.secrets.values(),
             )
         )
@@ -118,7 +126,8 @@ class Order:
     @classmethod
     def unpack(cls, data: bytes) -> Order:
         """The order again. Raises ValueError where a text holds a NUL."""
-        arguments, variables, secrets, processors, limits, length, script, disk, *others = _ORDER.unpack_from(data)
+        *counts, length, script, layer, disk, most_bytes, most_files, files, own_line = _ORDER.unpack_from(data)
+        arguments, variables, secrets, processors, limits = counts
         at = _ORDER.size
         numbers = struct.unpack_from(f"<{processors}I", data, at)
         at += 4 * processors
@@ -133,10 +142,11 @@ class Order:
         names = arguments + variables
         if len(texts) != names + secrets:
             raise ValueError("a NUL in an argument, a variable or a name")
-        code = data[at : at + script]
-        at += script
+        code, folder = data[at : at + script], data[at + script : at + script + layer]
+        at += script + layer
         values = {}
         for name, size in zip(texts[names:], sizes, strict=True):
             values[name] = data[at : at + size]
             at += size
+        others = most_bytes, most_files, files, own_line, folder
         return cls(texts[:arguments], texts[arguments:names], code, values, disk, numbers, pairs, *others)

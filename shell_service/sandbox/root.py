@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Inside the launcher: the jobs' root. The host's /proc stands beside it, as a new one can be mounted only then.
 ROOT = b"/root"
+#: There, too: the folder of layers, of which a job sees one at most.
+LAYERS = b"/layers"
 
 DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
 LINKS = {
@@ -37,17 +39,18 @@ COPIES = ("etc/ld.so.cache", "etc/localtime")
 BINDS = ("usr", "etc/alternatives", "etc/ssl/certs")
 # Links into /usr where a distribution has merged them, folders where it has not.
 PROGRAMS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
-TARGETS = ("proc", "job", "tmp", "dev/shm", "run/job")
+TARGETS = ("proc", "job", "tmp", "dev/shm", "run/job", "run/packages")
 
 
-def enter(uid: int, gid: int, etc: dict[str, str]) -> None:
+def enter(uid: int, gid: int, etc: dict[str, str], layers: bytes = b"") -> None:
     """Moves this process into namespaces of its own with the prepared root. Raises OSError.
 
     In them it is root, but outside, where root does this, `uid` and `gid`, else whoever it was. `etc` are files beside
-    those of `ETC`, or instead of them. The network stays the host's.
+    those of `ETC`, or instead of them; the folder `layers`, if it is given, is at `LAYERS` then. The network stays the
+    host's.
     """
     if os.geteuid() == 0:
-        _enter_files(True, etc)
+        _enter_files(True, etc, layers)
         _become(uid, gid)
         _be_root_within()
         # Mounts that another user namespace has made cannot be moved away from; a job makes its root of this one.
@@ -55,16 +58,16 @@ def enter(uid: int, gid: int, etc: dict[str, str]) -> None:
         kernel.mount(ROOT, ROOT, None, MS_BIND | MS_REC)
     else:
         _be_root_within()
-        _enter_files(False, etc)
+        _enter_files(False, etc, layers)
 
 
-def enter_mapped(ask: Callable[[], None], etc: dict[str, str]) -> None:
+def enter_mapped(ask: Callable[[], None], etc: dict[str, str], layers: bytes = b"") -> None:
     """As `enter`, but `ask` has somebody who may do so say which uid root is in the user namespace."""
     kernel.unshare(kernel.CLONE_NEWUSER)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # lost with any such change; without it /proc/self is root's
     ask()
     _become(0, 0)
-    _enter_files(False, etc)
+    _enter_files(False, etc, layers)
 
 
 def _be_root_within() -> None:
@@ -88,14 +91,20 @@ def leave_network() -> None:
     _keep_no_time_wait()
 
 
-def _enter_files(privileged: bool, etc: dict[str, str]) -> None:
+def _enter_files(privileged: bool, etc: dict[str, str], layers: bytes) -> None:
     kernel.unshare(kernel.CLONE_NEWNS)
     kernel.mount(None, b"/", None, MS_REC | MS_PRIVATE)
+    held = os.open(layers, os.O_PATH | os.O_DIRECTORY) if layers else -1  # which may be below what is covered next
     base = b"/tmp"  # any folder that exists on every machine; nothing is taken from it
     kernel.mount(b"tmpfs", base, b"tmpfs", MS_NOSUID, b"mode=0755,size=4m,nr_inodes=1k")
     _build(os.fsdecode(base + ROOT), privileged, ETC | etc)
     os.mkdir(base + b"/proc")
     kernel.mount(b"/proc", base + b"/proc", None, MS_BIND | MS_REC)
+    if layers:
+        os.mkdir(base + LAYERS)
+        kernel.mount(b"/proc/self/fd/%d" % held, base + LAYERS, None, MS_BIND)
+        kernel.lock_down(base + LAYERS, MS_RDONLY | MS_NOSUID | MS_NODEV)
+        os.close(held)
     kernel.change_root(base)
 
 

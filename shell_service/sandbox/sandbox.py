@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+from pathlib import Path
 from typing import Literal, NamedTuple, TypedDict
 
 from shell_service import settings
@@ -66,9 +67,9 @@ class _Kind(NamedTuple):
 class Sandbox:
     """Makes sandboxes for the jobs of one runner process, and in the thread of its event loop."""
 
-    def __init__(self, options: settings.Sandbox, groups: bool = False) -> None:
-        """`groups`: whether control groups share the processors between jobs."""
-        self._options = options
+    def __init__(self, options: settings.Sandbox, groups: bool = False, layers: Path | None = None) -> None:
+        """`groups`: whether control groups share the processors between jobs; `layers`: the folder of those."""
+        self._options, self._layers = options, layers
         self._walls = options.mode == "walls"
         self._uids = uids.choose(options.uid_base) if self._walls else uids.Shared()
         self._tested = False
@@ -182,7 +183,8 @@ class Sandbox:
                 raise SandboxError(UNAVAILABLE, f"no system call filter: {error}") from error
         o, ids = self._options, self._uids
         way = Setup.BARE if not self._walls else Setup.MAPPED if ids.kind == "subordinate" else Setup.WALLS
-        setup = Setup(way, kind.files, *ids.of(kind.user_id), o.tmp_size, o.shm_size)
+        layers = os.fsencode(self._layers) if kind.files and self._layers else b""
+        setup = Setup(way, kind.files, *ids.of(kind.user_id), o.tmp_size, o.shm_size, layers)
 
         def used(launcher: Launcher) -> None:
             self._launchers[kind] = launcher

@@ -79,6 +79,8 @@ class Walls:
             os.mkdir("run/job/secrets", 0o700)
             for name, value in order.secrets.items():
                 root.write(b"run/job/secrets/" + name, value, 0o400)
+        if order.layer:
+            kernel.mount(root.LAYERS + b"/" + order.layer, b"run/packages", None, MS_BIND)  # as read-only as that
         kernel.mount(None, b"run/job", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
         kernel.cover_root()
         os.chdir("/job")

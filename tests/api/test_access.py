@@ -40,6 +40,7 @@ TABLE: list[tuple[str, str, str, Any, tuple[int, int, int, int, int]]] = [
     ("GET", "/api/jobs/{job_id}/stdout", "/api/jobs/{job}/stdout", None, (401, 403, 404, 200, 200)),
     ("GET", "/api/jobs/{job_id}/stderr", "/api/jobs/{job}/stderr", None, (401, 403, 404, 200, 200)),
     ("GET", "/api/jobs/{job_id}/stream", "/api/jobs/{job}/stream", None, (401, 403, 404, 200, 200)),
+    ("GET", "/api/jobs/{job_id}/setup", "/api/jobs/{job}/setup", None, (401, 403, 404, 200, 200)),
     ("GET", LEFT, "/api/jobs/{job}/artifacts", None, (401, 403, 404, 200, 200)),
     ("GET", f"{LEFT}/{{path*}}", "/api/jobs/{job}/artifacts/left", None, (401, 403, 404, 200, 200)),
     ("GET", f"{LEFT}/archive", "/api/jobs/{job}/artifacts/archive", None, (401, 403, 404, 200, 200)),

@@ -19,6 +19,7 @@ def upgrade() -> None:
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("size", sa.BigInteger(), nullable=False),
         sa.Column("files", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
+        sa.Column("requirements", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
         sa.Column("user_id", sa.Integer(), nullable=False),
         sa.Column("used_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
         sa.PrimaryKeyConstraint("digest", name=op.f("upload_pkey")),
