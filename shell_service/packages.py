@@ -32,6 +32,7 @@ FILE = "requirements.txt"  # among a job's files, in their uppermost folder
 MAX_BYTES = 64 * 1024  # of it
 MOUNT = "/run/packages"  # where jobs see a layer
 _USED = ".used"  # the file beside a layer that tells when that was
+_BUILDS = 2  # at once
 _UNFINISHED_DAYS = 1.0  # that what is being made may take, by far
 _GRACE = 5.0  # seconds for what a killed pip has printed
 
@@ -81,6 +82,7 @@ class Packages:
         """
         self._folder, self._options, self._python, self._install = folder, options, python, install
         self._building: dict[str, asyncio.Task[None]] = {}
+        self._turns = asyncio.Semaphore(_BUILDS)
 
     async def layer(self, requirements: Sequence[str], create_log: Callable[[], int], most: int) -> Path:
         """The layer of these, made if it is not there. Raises `NotInstalled`.
@@ -107,12 +109,13 @@ class Packages:
         return hashlib.sha256(orjson.dumps([*requirements, interpreter, self._options.index])).hexdigest()
 
     async def _build(self, path: Path, requirements: Sequence[str], create_log: Callable[[], int], most: int) -> None:
-        lock = await asyncio.to_thread(_hold, path.with_name(path.name + _USED))
-        try:
-            if not await asyncio.to_thread(_use, path):  # else another runner has made it meanwhile
-                await self._make(path, requirements, create_log, most)
-        finally:
-            os.close(lock)
+        async with self._turns:
+            lock = await asyncio.to_thread(_hold, path.with_name(path.name + _USED))
+            try:
+                if not await asyncio.to_thread(_use, path):  # else another runner has made it meanwhile
+                    await self._make(path, requirements, create_log, most)
+            finally:
+                os.close(lock)
 
     async def _make(self, path: Path, requirements: Sequence[str], create_log: Callable[[], int], most: int) -> None:
         building = path.with_name(f"{path.name}.{uuid.uuid4().hex}")  # it is pip's account's, as is all in it
