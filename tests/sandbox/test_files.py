@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from shell_service.sandbox import Files
-from shell_service.sandbox.unpack import MAX_ENTRIES, NO_INDEX
+from shell_service.sandbox.unpack import MAX_ENTRIES, NOT_FROM_ARCHIVES
 from tests.sandbox.support import LIMITS, PYTHON, Ran, command, finish, run, sandbox
 
 PROJECT = {
@@ -175,7 +175,7 @@ def test_an_encrypted_one(tmp_path: Path) -> None:
 
 def test_requirements_are_not_installed(tmp_path: Path) -> None:
     archive = zipped({"x": b"echo", "requirements.txt": b"anything"})
-    assert refused(given(tmp_path, "zip", archive, "x", "/bin/sh")) == NO_INDEX
+    assert refused(given(tmp_path, "zip", archive, "x", "/bin/sh")) == NOT_FROM_ARCHIVES
 
 
 @EACH
