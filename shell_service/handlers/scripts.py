@@ -12,7 +12,15 @@ from sqlalchemy.orm import Session
 from tornado.iostream import StreamClosedError
 
 from baselayer.access import Caller
-from baselayer.errors import Conflict, InvalidRequest, NotAllowed, NotFound, PreconditionFailed
+from baselayer.errors import (
+    Conflict,
+    InvalidRequest,
+    LimitReached,
+    NotAllowed,
+    NotFound,
+    PreconditionFailed,
+    Unavailable,
+)
 from baselayer.handler import STREAMED, Call, Route, endpoint
 from shell_service import schemas, script_schemas, scripts, shares, uploads
 from shell_service.audit import Entry
@@ -63,7 +71,7 @@ class Scripts(ScriptHandler, FilesHandler):
         "scripts:write",
         body=script_schemas.ScriptRequest,
         answer=script_schemas.ScriptRecord(),
-        errors=[Conflict],
+        errors=[Conflict, LimitReached, Unavailable],
         action="script.create",
         etag=True,
         form=True,
@@ -99,7 +107,7 @@ class Script(ScriptHandler, FilesHandler):
         "scripts:write",
         body=script_schemas.ScriptChange,
         answer=script_schemas.ScriptRecord(),
-        errors=[NotFound, NotAllowed, Conflict, PreconditionFailed],
+        errors=[NotFound, NotAllowed, Conflict, PreconditionFailed, LimitReached, Unavailable],
         headers=["If-Match"],
         action="script.edit",
         etag=True,
