@@ -77,8 +77,8 @@ class Packages:
     """The layers of one host, and their making."""
 
     def __init__(self, folder: Path, options: Options, python: str | None, install: Sequence[str]) -> None:
-        """`python` is the interpreter that jobs run; `install` a command that is given that, the index, a folder, and
-        requirements as arguments, and installs them there.
+        """`python` is the interpreter that jobs run; `install` a command that is given that, a folder, and requirements
+        as arguments, with the index in its environment (PIP_INDEX_URL), and installs them there.
         """
         self._folder, self._options, self._python, self._install = folder, options, python, install
         self._building: dict[str, asyncio.Task[None]] = {}
@@ -119,7 +119,7 @@ class Packages:
 
     async def _make(self, path: Path, requirements: Sequence[str], create_log: Callable[[], int], most: int) -> None:
         building = path.with_name(f"{path.name}.{uuid.uuid4().hex}")  # it is pip's account's, as is all in it
-        await self._run([self._python or "", self._options.index, str(building), *requirements], create_log, most)
+        await self._run([self._python or "", str(building), *requirements], create_log, most)
         size = await asyncio.to_thread(_size, building)
         if size > self._options.max_size:
             raise NotInstalled(
@@ -140,6 +140,7 @@ class Packages:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=write,
                     stderr=write,
+                    env={**os.environ, "PIP_INDEX_URL": self._options.index},
                     start_new_session=True,
                 )
             finally:

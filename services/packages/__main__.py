@@ -20,11 +20,13 @@ from shell_service.settings import ROOT
 @click.command()
 @click.option("--uid", type=int, help="Whom to become, where root runs this.")
 @click.argument("python")
-@click.argument("index")
 @click.argument("layer", type=click.Path(path_type=Path))
 @click.argument("requirements", nargs=-1)
-def main(uid: int | None, python: str, index: str, layer: Path, requirements: tuple[str, ...]) -> None:
-    """Install REQUIREMENTS from INDEX into the folder LAYER, for the interpreter PYTHON."""
+def main(uid: int | None, python: str, layer: Path, requirements: tuple[str, ...]) -> None:
+    """Install REQUIREMENTS into the folder LAYER, for the interpreter PYTHON.
+
+    The index is in the environment, as its address may hold a password: PIP_INDEX_URL.
+    """
     runner = os.getppid()
     try:
         if uid is not None:
@@ -38,16 +40,22 @@ def main(uid: int | None, python: str, index: str, layer: Path, requirements: tu
     os.umask(0o022)  # jobs are others
     arguments = [
         *(sys.executable, "-I", "-m", "pip", "--python", python, "install"),
-        *("--index-url", index, "--only-binary", ":all:", "--target", str(layer)),
+        *("--only-binary", ":all:", "--target", str(layer)),
         *("--no-cache-dir", "--no-input", "--no-compile", "--disable-pip-version-check", "--progress-bar", "off"),
         "--",
         *requirements,
     ]
-    environment = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "LANG": "C.UTF-8", "PIP_CONFIG_FILE": os.devnull}
     with tempfile.TemporaryDirectory(dir=layer.parent, prefix="tmp-") as scratch:
+        environment = {
+            "PATH": "/usr/bin:/bin",
+            "HOME": "/nonexistent",
+            "LANG": "C.UTF-8",
+            "TMPDIR": scratch,
+            "PIP_CONFIG_FILE": os.devnull,
+            "PIP_INDEX_URL": os.environ["PIP_INDEX_URL"],
+        }
         end = partial(kernel.end_with_parent, os.getpid())
-        pip = subprocess.run(arguments, env={**environment, "TMPDIR": scratch}, check=False, preexec_fn=end)
-        sys.exit(pip.returncode)
+        sys.exit(subprocess.run(arguments, env=environment, check=False, preexec_fn=end).returncode)
 
 
 if __name__ == "__main__":
