@@ -75,17 +75,13 @@ _MEDIA: dict[str, Json] = {
     "application/octet-stream": {},
 }
 
-_FORM: Json = {
-    "type": "object",
-    "description": "The fields of the JSON body, lists and objects as JSON, and files: some, or an archive.",
-    "properties": {
-        "files[]": {
-            "type": "array",
-            "items": {"type": "string", "format": "binary"},
-            "description": "Files; the name of each is its path, with slashes between folders.",
-        },
-        "archive": {"type": "string", "format": "binary", "description": "A .tar.gz or a .zip of files instead."},
+_FORM_FILES: Json = {
+    "files[]": {
+        "type": "array",
+        "items": {"type": "string", "format": "binary"},
+        "description": "Files; the name of each is its path, with slashes between folders.",
     },
+    "archive": {"type": "string", "format": "binary", "description": "A .tar.gz or a .zip of files instead."},
 }
 
 
@@ -246,7 +242,7 @@ class _Writer:
             example = self._about.examples.get(declared.body, {})
             required = any(item.required for item in declared.body().fields.values())
             content: Json = {"schema": schema, "example": example}
-            forms = {"multipart/form-data": {"schema": _FORM}} if declared.form else {}
+            forms = {"multipart/form-data": self._form(declared.body)} if declared.form else {}
             operation["requestBody"] = {"required": required, "content": {"application/json": content, **forms}}
         operation["x-codeSamples"] = code_samples.samples(
             method,
@@ -257,6 +253,21 @@ class _Writer:
             enveloped=declared.answer is not None,
         )
         return operation
+
+    def _form(self, body: type[Schema]) -> Json:
+        """The fields of a body as those of a form, with files in place of the field of that name."""
+        items = {name: item for name, item in body().fields.items() if name != "files"}
+        properties = {name: self._converter.field2property(item) for name, item in items.items()}
+        as_json = [name for name, item in items.items() if isinstance(item, fields.List | fields.Dict | fields.Nested)]
+        required = sorted(name for name, item in items.items() if item.required)
+        return {
+            "schema": {
+                "type": "object",
+                "properties": properties | _FORM_FILES,
+                **({"required": required} if required else {}),
+            },
+            "encoding": {name: {"contentType": "application/json"} for name in as_json},
+        }
 
     def _needs(self, declared: Endpoint) -> str:
         if declared.scope == PUBLIC:
