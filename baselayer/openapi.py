@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 import sys
@@ -257,7 +258,8 @@ class _Writer:
     def _form(self, body: type[Schema]) -> Json:
         """The fields of a body as those of a form, with files in place of the field of that name."""
         items = {name: item for name, item in body().fields.items() if name != "files"}
-        properties = {name: self._converter.field2property(item) for name, item in items.items()}
+        # Copies, as some fields give the same one each time.
+        properties = {name: copy.deepcopy(self._converter.field2property(item)) for name, item in items.items()}
         as_json = [name for name, item in items.items() if isinstance(item, fields.List | fields.Dict | fields.Nested)]
         required = sorted(name for name, item in items.items() if item.required)
         return {

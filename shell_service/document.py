@@ -395,6 +395,11 @@ def build(server: str, jobs: Jobs, limits: Limits, shells: Mapping[str, str] | N
             "required": ["run_at", "delay"],
             "properties": {"run_at": {"type": "string"}, "delay": {"type": "number"}},
         }
+    for request in ("SubmitRequest", "ScriptRequest"):
+        components[request]["oneOf"] = [
+            {"required": ["code"], "properties": {"files": False, "entrypoint": False}},
+            {"required": ["files", "entrypoint"], "properties": {"code": False}},
+        ]
     components["ShareRequest"]["oneOf"] = [{"required": ["user"]}, {"required": ["group"]}]
     for request in ("JobRequest", "SubmitRequest", "ScriptRequest", "ScriptChange"):
         components[request]["properties"]["code"]["oneOf"][0]["maxLength"] = int(jobs.max_code)

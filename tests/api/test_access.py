@@ -215,6 +215,7 @@ def test_who_may_do_what(
         replaced = (
             replaced.replace(f"/schedules/{world.schedule}", "/schedules/999999999")
             .replace(world.script, "none")
+            .replace(world.files, "none")
             .replace(world.group, "none")
         )
         assert replaced != world.fill(address)

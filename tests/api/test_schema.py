@@ -38,12 +38,12 @@ SCHEMA = schemathesis.openapi.from_dict(
 
 
 def depends(body: object) -> bool:
-    """Whether a request, or one of its batch, says when to start, where too far from now is refused, or asks for what
-    not everybody may have."""
+    """Whether a request, or one of its batch, says when to start, where too far from now is refused, asks for what not
+    everybody may have, or holds files, of which one has to be named."""
     if not isinstance(body, dict):
         return False
     several = body.get("jobs")
-    asks = any(body.get(name) for name in ("run_at", "timeout", "limits", "network", "secrets", "secret_env"))
+    asks = any(body.get(name) for name in ("run_at", "timeout", "limits", "network", "secrets", "secret_env", "files"))
     return asks or (isinstance(several, list) and any(map(depends, several)))
 
 
@@ -65,6 +65,7 @@ def test_the_service_is_as_its_document_says(case: schemathesis.Case, stack: Sta
         or "Idempotency-Key" in headers
         or "Last-Event-ID" in headers
         or depends(case.body)
+        or case.media_type == "multipart/form-data"
     )
     admins = case.path.startswith(("/api/users", "/api/audit", "/api/groups")) or case.path.endswith("/purge")
     role = "admin" if admins else "user"

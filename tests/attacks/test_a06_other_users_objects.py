@@ -46,8 +46,9 @@ def test_its_owner_finds_it(alice: Person, belongings: Belongings) -> None:
     """What the other tests would say as well if nothing were ever found."""
     for operation in NAMING:
         if operation.method == "GET" and operation.scope not in ADMIN_SCOPES and "stream" not in operation.route.path:
-            for parts in belongings.of(operation):
-                assert operation.ask(alice.api, **parts).status == 200
+            statuses = {operation.ask(alice.api, **parts).status for parts in belongings.of(operation)}
+            # A job that has not begun has left nothing.
+            assert statuses == {200} or ("path" in operation.parts and statuses == {200, 404}), operation
 
 
 def test_what_names_nothing_tells_nothing_of_others(bob: Person, belongings: Belongings, stranger: Api) -> None:

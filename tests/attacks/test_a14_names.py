@@ -29,7 +29,7 @@ def test_names_of_jobs_are_no_names_of_files(alice: Person, stack: Stack) -> Non
         answer = alice.api.get(f"/api/jobs/{job['id']}/stdout")
         assert answer.headers["Content-Disposition"] == f'attachment; filename="{job["id"]}.stdout"'
     for path in stack.settings.output_dir.rglob("*"):
-        form = r"[0-9a-f]{32}\.\d+\.std(out|err)" if path.is_file() else r"\d{4}-\d\d-\d\d|[0-9a-f]{2}"
+        form = r"[0-9a-f]{32}\.\d+\.(stdout|stderr|artifacts)" if path.is_file() else r"\d{4}-\d\d-\d\d|[0-9a-f]{2}"
         assert re.fullmatch(form, path.name), path
 
 

@@ -18,7 +18,7 @@ MARKUP = ["<img src=x onerror=alert(1)>", "</script><script>alert(1)</script>", 
 ALL = "".join(MARKUP)
 QUIET = (
     *("application/json", "application/octet-stream", "text/event-stream; charset=utf-8"),
-    *("text/plain; version=", "text/plain; charset=utf-8"),
+    *("text/plain; version=", "text/plain; charset=utf-8", "application/gzip"),
 )
 
 

@@ -114,13 +114,12 @@ def belongings_of(person: Person, admin: Api) -> Belongings:
     name = f"SECRET_{secret[:12]}"
     person.api.put(f"/api/secrets/{name}", {"value": secret}).data  # noqa: B018
     script, group = f"script{secret[:12]}", f"group{secret[:12]}"
-    for request in ({"name": script, "code": f"echo {secret}"}, {"code": f"echo {secret} again"}):
+    files = {"files": {"main.sh": f"echo {secret} again"}, "entrypoint": "main.sh"}
+    for request in ({"name": script, "code": f"echo {secret}"}, files):
         path = "/api/scripts" if "name" in request else f"/api/scripts/{script}"
         person.api("POST" if "name" in request else "PUT", path, json=request).data  # noqa: B018
     admin.post("/api/groups", {"name": group, "description": secret}).data  # noqa: B018
     admin.put(f"/api/groups/{group}/members/{person.username}", {"owner": True}).data  # noqa: B018
-    given = {"name": f"files{secret[:12]}", "files": {"main.sh": f"echo {secret}"}, "entrypoint": "main.sh"}
-    person.api.post("/api/scripts", given).data  # noqa: B018
     share = person.api.post(f"/api/scripts/{script}/shares", {"group": group, "level": "edit"}).data
     schedule = person.api.post("/api/schedules", {"script": script, "every": 3600}).data
     things = {
@@ -156,7 +155,7 @@ def nothing() -> dict[str, str]:
     return {
         "job_id": f"job_{number}", "token_id": "999999999", "username": f"nobody{number}", "name": f"NO_{number}",
         "owner": f"nobody{number}", "script": f"none{number}", "version": "999999999", "share_id": "999999999",
-        "group": f"none{number}", "schedule_id": "999999999",
+        "group": f"none{number}", "schedule_id": "999999999", "path": f"none{number}",
     }  # fmt: skip
 
 

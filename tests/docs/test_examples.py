@@ -232,6 +232,9 @@ class Things:
             self._post("/api/users", {"username": user})
             share = self._post(f"/api/scripts/{script}/shares", {"user": user, "level": "view"})
             source = source.replace("/shares/7", f"/shares/{share['id']}")
+        if "/backup/files" in source:
+            given = {"files": {"main.sh": "echo"}, "entrypoint": "main.sh"}
+            self._client.put(f"/api/scripts/{script}", json=given).raise_for_status()
         if "/restore" in source or "/purge" in source:
             self._client.delete(f"/api/scripts/{script}").raise_for_status()
         if "/api/schedules/7" in source:
@@ -253,4 +256,5 @@ def test_samples_of_the_reference(path: str, method: str, sample: dict[str, str]
         source = source.replace("curl ", "curl -sS --fail-with-body ", 1)
     printed = Reader(stack, tmp_path).run(Example(0, language, source))
     deleted = (method == "delete" or path.endswith("/purge")) and language == "python"
-    assert printed.strip() and (deleted or printed.strip() != "{}")
+    silent = path.endswith("/setup")  # of a job without packages there is none
+    assert silent or (printed.strip() and (deleted or printed.strip() != "{}"))
