@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -402,7 +403,9 @@ def build(server: str, jobs: Jobs, limits: Limits, shells: Mapping[str, str] | N
         ]
     components["ShareRequest"]["oneOf"] = [{"required": ["user"]}, {"required": ["group"]}]
     for request in ("JobRequest", "SubmitRequest", "ScriptRequest", "ScriptChange"):
-        components[request]["properties"]["code"]["oneOf"][0]["maxLength"] = int(jobs.max_code)
+        code = copy.deepcopy(components[request]["properties"]["code"])  # the field gives the same each time
+        code["oneOf"][0]["maxLength"] = int(jobs.max_code)
+        components[request]["properties"]["code"] = code
         if shells:
             components[request]["properties"]["shell"]["enum"] = list(shells)
     for name in NAMES:
