@@ -221,7 +221,8 @@ def clear(settings: Settings, say: Callable[[str], None], is_sure: Callable[[str
         else:
             with served(settings), unpooled(settings.owner_url).connect() as connection:
                 migrations.remove(connection)  # our tables only: others may live in that database
-        shutil.rmtree(settings.output_dir, ignore_errors=True)
+        for folder in (settings.output_dir, settings.upload_dir):
+            shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(settings.data_dir / "runner", ignore_errors=True)  # journals about jobs that are no more
         for path in (settings.tokens_file, provision.unfinished(settings.tokens_file)):
             path.unlink(missing_ok=True)

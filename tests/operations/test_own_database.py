@@ -105,7 +105,8 @@ def test_db_clear_removes_what_is_ours_and_nothing_else(server: Server, tmp_path
         database.migrate_now(settings, print)
         first = settings.tokens_file.read_text()
         assert len(ask(url, ours)) > 20
-        (settings.output_dir / "job").mkdir(parents=True)
+        for folder in (settings.output_dir, settings.upload_dir):
+            (folder / "x").mkdir(parents=True)
         asked = program(tmp_path, "services.manage", "db_clear")
         assert asked.returncode != 0
         assert "Delete every job, user and token of database own_cleared on " in asked.stdout
@@ -113,7 +114,7 @@ def test_db_clear_removes_what_is_ours_and_nothing_else(server: Server, tmp_path
         done = program(tmp_path, "services.manage", "db_clear", "--yes")
         assert done.returncode == 0, done.stderr
         assert ask(url, ours) == [("theirs",)]
-        assert not settings.output_dir.exists()
+        assert not (settings.output_dir.exists() or settings.upload_dir.exists())
         assert not settings.tokens_file.exists()
         database.migrate_now(settings, print)
         assert settings.tokens_file.read_text() != first
