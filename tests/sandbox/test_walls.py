@@ -114,7 +114,7 @@ def test_what_there_is() -> None:
     assert set(lines("ls /")) == {"dev", "etc", "job", "proc", "run", "tmp", "usr", "var"} | linked
     assert set(lines("ls /etc /etc/ssl /run /var /dev /dev/shm /tmp /job")) <= {
         "/etc:", "alternatives", "group", "hosts", "ld.so.cache", "localtime", "nsswitch.conf", "passwd", "ssl",
-        "/etc/ssl:", "certs", "/run:", "job", "/var:", "tmp", "/dev:", "fd", "full", "null", "random", "shm", "stderr",
+        "/etc/ssl:", "certs", "/run:", "job", "packages", "/var:", "tmp", "/dev:", "fd", "full", "null", "random", "shm", "stderr",
         "stdin", "stdout", "tty", "urandom", "zero", "/dev/shm:", "/tmp:", "/job:", "",
     }  # fmt: skip
     assert lines("ls -A /job /tmp /dev/shm | grep -v : | tr -d '\\n'") == []
@@ -129,7 +129,7 @@ def test_what_there_is_not(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/x", "/usr/x", "/usr/bin/env", "/etc/x", "/etc/passwd", "/dev/x", "/run/x", "/run/job/x",
+    "path", ["/x", "/usr/x", "/usr/bin/env", "/etc/x", "/etc/passwd", "/dev/x", "/run/x", "/run/job/x", "/run/packages/x",
              "/var/x", "/bin/x", "/etc/ssl/certs/x"],
 )  # fmt: skip
 def test_what_cannot_be_written(path: str) -> None:
@@ -263,7 +263,8 @@ grep -lFf KEY /proc/*/environ /proc/*/cmdline
             await read_line(first.stdout)
             assert in_sight(secret, first.pid, parent(first.pid)) == []
             other = await execute(launcher, "ls -R /run; cat /run/job/secrets/* /proc/*/root/run/job/secrets/*")
-            assert other.stdout.split() == [b"/run:", b"job", b"/run/job:", b"script"]
+            shown = [b"/run:", b"job", b"packages", b"/run/job:", b"script", b"/run/packages:"]
+            assert other.stdout.split() == shown
             first.kill()
             await finish(first)
 
