@@ -114,7 +114,8 @@ def test_what_there_is() -> None:
     assert set(lines("ls /")) == {"dev", "etc", "job", "proc", "run", "tmp", "usr", "var"} | linked
     assert set(lines("ls /etc /etc/ssl /run /var /dev /dev/shm /tmp /job")) <= {
         "/etc:", "alternatives", "group", "hosts", "ld.so.cache", "localtime", "nsswitch.conf", "passwd", "ssl",
-        "/etc/ssl:", "certs", "/run:", "job", "packages", "/var:", "tmp", "/dev:", "fd", "full", "null", "random", "shm", "stderr",
+        "/etc/ssl:", "certs", "/run:", "job", "packages", "/var:", "tmp", "/dev:", "fd", "full", "null", "random",
+        "shm", "stderr",
         "stdin", "stdout", "tty", "urandom", "zero", "/dev/shm:", "/tmp:", "/job:", "",
     }  # fmt: skip
     assert lines("ls -A /job /tmp /dev/shm | grep -v : | tr -d '\\n'") == []
@@ -129,7 +130,8 @@ def test_what_there_is_not(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/x", "/usr/x", "/usr/bin/env", "/etc/x", "/etc/passwd", "/dev/x", "/run/x", "/run/job/x", "/run/packages/x",
+    "path", ["/x", "/usr/x", "/usr/bin/env", "/etc/x", "/etc/passwd", "/dev/x", "/run/x", "/run/job/x",
+             "/run/packages/x",
              "/var/x", "/bin/x", "/etc/ssl/certs/x"],
 )  # fmt: skip
 def test_what_cannot_be_written(path: str) -> None:
