@@ -153,7 +153,7 @@ class Incoming:
         if not os.fstat(self._file).st_nlink:  # it was swept before it could be held
             os.close(self._file)
             raise FileNotFoundError(errno.ENOENT, "swept at this very moment")
-        self._size = 0
+        self._size = self._content = 0  # with what a tar has beside its files, and without
         self._digest = hashlib.sha256()  # of the file that is coming
         self._begun: tuple[str, int] | None = None  # its name, and where its header stands
         self._start = b""  # of its content
@@ -202,6 +202,9 @@ class Incoming:
             raise InvalidRequest.of({"files": [f"At most {MAX_FILES:,} folders."]})
 
     def write(self, data: bytes) -> None:
+        self._content += len(data)
+        if self._content > self._bounds.max_size:
+            raise TooLarge(f"An upload may take {int(self._bounds.max_size)} bytes.")
         self._digest.update(data)
         self._start = (self._start + data[:4])[:4]
         self._append(data)
@@ -223,8 +226,6 @@ class Incoming:
         if self._size // _LOOK != (self._size + len(data)) // _LOOK:
             self.find_room(_LOOK)  # others write, too
         self._size += len(data)
-        if self._size > self._bounds.max_size:
-            raise TooLarge(f"An upload may take {int(self._bounds.max_size)} bytes.")
         self._write(data, self._size - len(data))
 
     def _write(self, data: bytes, at: int) -> None:
