@@ -40,7 +40,7 @@ def prepare_folders(settings: Settings) -> None:
         # What is made in these gets the folder's group: outputs and uploads the services' own, sockets nginx's.
         settings.output_dir: 0o2750 if account else 0o700,
         settings.upload_dir: 0o2770 if account else 0o700,  # they are made by the web workers, and read by runners
-        settings.layer_dir: 0o2771 if account else 0o700,  # they are made by that account, too, and jobs pass through
+        settings.layer_dir: 0o2771 if account else 0o711,  # they are made by that account, too, and jobs pass through
         settings.socket_dir: 0o2711 if router else 0o700,
         settings.secrets_dir: private,
         settings.site_dir: 0o755,

@@ -91,7 +91,8 @@ async def serve(settings: Settings, folder: Path, name: str, groups: Groups | No
         loop.add_signal_handler(number, lambda: (hurry if stop.is_set() else stop).set())
     database = Database(settings.database_url, size=3, statement_timeout=settings.database.statement_timeout, wait=10.0)
     offered = shells.available(settings.shells)
-    sandbox = Sandbox(settings.sandbox, groups is not None, settings.layer_dir)
+    layers = settings.layer_dir if settings.packages.index else None
+    sandbox = Sandbox(settings.sandbox, groups is not None, layers)
     install = [sys.executable, "-m", "services.packages"]
     if settings.account:
         install += ["--uid", str(settings.account.uid)]

@@ -66,8 +66,9 @@ def enter_mapped(ask: Callable[[], None], etc: dict[str, str], layers: bytes = b
     kernel.unshare(kernel.CLONE_NEWUSER)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # lost with any such change; without it /proc/self is root's
     ask()
+    held = _leave_mounts(layers)  # while this may still pass through the folders above
     _become(0, 0)
-    _enter_files(False, etc, layers)
+    _make_files(False, etc, held)
 
 
 def _be_root_within() -> None:
@@ -92,15 +93,23 @@ def leave_network() -> None:
 
 
 def _enter_files(privileged: bool, etc: dict[str, str], layers: bytes) -> None:
+    _make_files(privileged, etc, _leave_mounts(layers))
+
+
+def _leave_mounts(layers: bytes) -> int:
+    """Moves this process into mounts of its own; a descriptor there of the folder `layers`, if it is given."""
     kernel.unshare(kernel.CLONE_NEWNS)
     kernel.mount(None, b"/", None, MS_REC | MS_PRIVATE)
-    held = os.open(layers, os.O_PATH | os.O_DIRECTORY) if layers else -1  # which may be below what is covered next
+    return os.open(layers, os.O_PATH | os.O_DIRECTORY) if layers else -1  # it may be below what is covered next
+
+
+def _make_files(privileged: bool, etc: dict[str, str], held: int) -> None:
     base = b"/tmp"  # any folder that exists on every machine; nothing is taken from it
     kernel.mount(b"tmpfs", base, b"tmpfs", MS_NOSUID, b"mode=0755,size=4m,nr_inodes=1k")
     _build(os.fsdecode(base + ROOT), privileged, ETC | etc)
     os.mkdir(base + b"/proc")
     kernel.mount(b"/proc", base + b"/proc", None, MS_BIND | MS_REC)
-    if layers:
+    if held >= 0:
         os.mkdir(base + LAYERS)
         kernel.mount(b"/proc/self/fd/%d" % held, base + LAYERS, None, MS_BIND)
         kernel.lock_down(base + LAYERS, MS_RDONLY | MS_NOSUID | MS_NODEV)
