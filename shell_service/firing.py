@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -35,11 +35,12 @@ from shell_service.timetable import Timetable, Unusable
 
 logger = logging.getLogger(__name__)
 
-_LOOKED_FOR = 2500  # schedules that one look finds
+_LOOKED_FOR = 10_000  # schedules that one look finds
 _AT_ONCE = 100  # that one transaction fires: while it is flushed to disk, and that takes by its size, no other ends
 _LARGE = 4_000_000  # bytes of scripts after which it takes no more
 _RETRY = timedelta(seconds=10)  # after which one is fired again whose owner had too many jobs
 _SECONDS = 1.0  # after which a transaction prepares no more: the rows of those it has are locked meanwhile
+_MOMENT = 0.05  # seconds: what is due is fired by another scheduler just now
 _ALONE = ("skip", *schedules.CANCELLING)  # of a script only one such job is stored at once
 _VERSION = and_(  # that a schedule runs of its script
     ScriptVersion.script_id == Script.id,
@@ -69,10 +70,11 @@ class _Fire:
 
 
 class _Runs:
-    """What schedules run: many of one script ask for the same, which is made once."""
+    """What schedules run: many of one script ask for the same, which is made once. And until when that is held."""
 
-    def __init__(self, rules: Jobs) -> None:
+    def __init__(self, rules: Jobs, held_until: datetime | None) -> None:
         self._rules = rules
+        self.held_until = held_until
         self._made: dict[bytes, Run] = {}
 
     def of(self, row: Row[Any]) -> Run:
@@ -87,21 +89,47 @@ class _Runs:
         return self._made[key]
 
 
-def due(session: Session) -> list[list[int]]:
-    """Numbers of the schedules that are due the longest, in parts that fit into a transaction each.
+@dataclass(frozen=True)
+class Part:
+    """Numbers of schedules that fit into one transaction; and whether their jobs are to be held while others fire."""
 
-    Of a script whose jobs are skipped or cancelled for one another only one: the others come with the next call. Those
-    of one user are together, so that a transaction locks and counts for few.
+    ids: list[int]
+    held: bool
+
+
+def due(session: Session) -> list[Part]:
+    """The schedules that are due the longest: each user's first, then those of one user after those of another.
+
+    Of a script whose jobs are skipped or cancelled for one another only one: the others come with the next call. A
+    transaction so locks and counts for few users; and who has few schedules does not wait for who has many.
     """
-    parts: list[list[int]] = []
-    size = 0
-    for row in sorted(session.execute(_due()), key=lambda row: (row.user_id, row.script_id)):
+    first: list[Row[Any]] = []
+    others: list[Row[Any]] = []
+    users: set[int] = set()
+    for row in session.execute(_due()):
+        (others if row.user_id in users else first).append(row)
+        users.add(row.user_id)
+    others.sort(key=lambda row: (row.user_id, row.script_id))
+    return [*_parts(first, False), *_parts(others, True)]
+
+
+def seconds_until_due(session: Session, most: float) -> float:
+    """For how long nothing is due, as far as is known now; but at most so many seconds, and at least a moment."""
+    wait = func.extract("epoch", func.min(Schedule.due_at) - func.clock_timestamp())
+    seconds = session.scalar(select(wait).where(Schedule.due_at.is_not(None)))
+    return most if seconds is None else min(most, max(_MOMENT, float(seconds)))
+
+
+def _parts(rows: Sequence[Row[Any]], held: bool) -> Iterator[Part]:
+    part, size = Part([], held), 0
+    for row in rows:
         size += row.size
-        if not parts or size > _LARGE or len(parts[-1]) == _AT_ONCE:
-            parts.append([])
-            size = row.size
-        parts[-1].append(row.id)
-    return parts
+        if part.ids and (size > _LARGE or len(part.ids) == _AT_ONCE):
+            yield part
+            part, size = Part([], held), row.size
+        part.ids.append(row.id)
+    if part.ids:
+        yield part
 
 
 @functools.cache
@@ -134,17 +162,20 @@ def _due() -> Select[*tuple[Any, ...]]:
     )
 
 
-def fire(session: Session, ids: Sequence[int], limits: Limits, rules: Jobs, grace: float) -> int:
+def fire(session: Session, ids: Sequence[int], limits: Limits, rules: Jobs, grace: float, hold: float = 0.0) -> int:
     """Fire those of these schedules that are due and that nobody else fires just now; returns how many it fired.
 
     As many as can be prepared in a second: the others are still due. What is older than `grace` seconds was missed; the
-    schedule's `catch_up` says what becomes of that.
+    schedule's `catch_up` says what becomes of that. `hold` is for how many seconds their jobs are held.
     """
     now = schedules.clock(session)
-    made = _Runs(rules)
+    made = _Runs(rules, now + timedelta(seconds=hold) if hold else None)
     rows = session.execute(_locked(), {"ids": list(ids), "now": now}).all()
     fires = _some(rows, lambda row: _prepared_or_paused(row, now, timedelta(seconds=grace), made))
     wanted = [item for item in fires if item.job is not None]
+    # Nobody has to wait for the disk: a crash of the database takes all of this back, and then it fires again; or
+    # nothing of it, as what others have written since then is on the disk, and what came before with it.
+    session.execute(text("SET LOCAL synchronous_commit = off"))
     results = submissions.submit([item.submission for item in wanted], limits).on(session) if wanted else []
     for item, result in zip(wanted, results, strict=True):
         _note(item, result, now)
@@ -206,7 +237,7 @@ def _prepared(row: Row[Any], now: datetime, grace: timedelta, made: _Runs) -> _F
     elif item.instant is not None:
         item.values["last_instant"] = item.instant
         try:
-            job = schedules.job_of(row.user_id, made.of(row), row.notify, row.id, item.instant)
+            job = schedules.job_of(row.user_id, made.of(row), row.notify, row.id, item.instant, made.held_until)
             submissions.require_scopes(Submission(row.user_id, [job]), row.scopes)
             item.job = job
         except (InvalidRequest, NotAllowed) as error:

@@ -35,6 +35,8 @@ _SEAL_SECONDS = 2.0
 _RETENTION_SECONDS = 1800.0
 _PAUSE = 0.05  # seconds between steps that remove jobs: others come in between
 _PROMOTE = 1000
+_FIRE_SECONDS = 0.0005  # that firing one schedule takes, until it is known better
+_HOLD = 10.0  # seconds for which at most its job is held while others are fired
 _AT_ONCE = 10_000  # keys that one statement forgets
 
 
@@ -123,17 +125,23 @@ class Scheduler:
             await asyncio.sleep(self._settings.scheduler.tick_seconds)
 
     async def _fire(self) -> None:
-        fired = 0
-        for ids in await self._database.ask(firing.due):
-            fired += await self._database.run(self._fire_some, ids)
+        parts = await self._database.ask(firing.due)
+        began, each = time.monotonic(), _FIRE_SECONDS
+        fired, done, left = 0, 0, sum(len(part.ids) for part in parts)
+        for part in parts:
+            done, left = done + len(part.ids), left - len(part.ids)
+            fired += await self._database.run(self._fire_some, part.ids, min(_HOLD, left * each) if part.held else 0.0)
+            each = (time.monotonic() - began) / done
             self._failpoints.reach("scheduler.fired")
         if not fired:  # none is due, or another scheduler fires them just now
-            await asyncio.sleep(self._settings.scheduler.tick_seconds)
+            tick = self._settings.scheduler.tick_seconds
+            await asyncio.sleep(await self._database.ask(firing.seconds_until_due, tick))
 
-    def _fire_some(self, session: Session, ids: Sequence[int]) -> int:
+    def _fire_some(self, session: Session, ids: Sequence[int], hold: float) -> int:
         self._failpoints.reach("scheduler.before_fire")
         settings = self._settings
-        fired = firing.fire(session, ids, self._limits, settings.jobs, settings.schedules.grace_seconds)
+        grace = settings.schedules.grace_seconds
+        fired = firing.fire(session, ids, self._limits, settings.jobs, grace, hold)
         self._failpoints.reach("scheduler.before_commit")
         return fired
 

@@ -200,10 +200,13 @@ def job_of(
     notify: Sequence[Mapping[str, Any]] = (),
     schedule: int | None = None,
     instant: datetime | None = None,
+    held_until: datetime | None = None,
 ) -> NewJob:
-    """The job that a user's schedule makes; whom it wants told, its number, and the instant that it fires for."""
+    """The job that a user's schedule makes; whom it wants told, its number, the instant that it fires for, and the
+    moment before which it is not let in."""
     origin = {**run.origin, "notify": [*run.origin["notify"], *submissions.targets(user_id, notify)]}
-    return submissions.new_job(user_id, run.request, **origin, schedule_id=schedule, fired_for=instant)
+    origin |= {"schedule_id": schedule, "fired_for": instant, "held_until": held_until}
+    return submissions.new_job(user_id, run.request, **origin)
 
 
 def _stand(session: Session, number: int, now: datetime) -> None:

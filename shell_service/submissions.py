@@ -91,6 +91,7 @@ class NewJob:
     schedule_id: int | None = None  # that made it
     fired_for: datetime | None = None  # the instant for which that was
     notify: list[dict[str, Any]] | None = None  # see `targets`
+    held_until: datetime | None = None  # before which it is not let in, as one of many; only what runs a script is
 
     @property
     def all_secrets(self) -> set[str]:

@@ -45,12 +45,18 @@ RIGHTS = (
 )
 
 
+# How much later than the other services it gets the processors: who asks for something waits for the answer, and jobs
+# are many. Beside a thousand that run, submissions take two thirds of the time that they take without.
+NICE = 5
+
+
 @click.command()
 @config_option
 @click.option("--process", default=0, help="Number of this runner.")
 def main(settings: Settings, process: int) -> None:
     """Run jobs."""
     log.set_up(settings.log.level)
+    os.setpriority(os.PRIO_PROCESS, 0, NICE)
     name = f"runner_{process:02d}"
     folder = settings.data_dir / "runner" / name
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -53,7 +53,7 @@ class Bare:
                 _signal.signal(number, _signal.SIG_IGN)
         if order.processors:
             os.sched_setaffinity(0, order.processors)
-        os.nice(NICE)
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)
         for number, pair in order.limits.items():
             if number != resource.RLIMIT_NPROC:
                 resource.setrlimit(number, pair)

@@ -21,7 +21,7 @@ UID = 1000
 #: Files in each of a job's file systems: one takes a kilobyte of kernel memory or so, which their sizes do not count.
 MAX_FILES = 65536
 MASKED = (b"proc/cmdline", b"proc/keys", b"proc/kallsyms")
-#: Below the nice value 0 of the service itself, so that it answers whatever jobs do.
+#: Above the nice values of the service itself, its runners' too, so that it answers whatever jobs do.
 NICE = 10
 #: What a job may have of things that the kernel counts by user, of which other jobs of this one need some, too.
 COUNTS = (("max_user_namespaces", b"0"), ("max_inotify_instances", b"32"), ("max_inotify_watches", b"8192"))
@@ -96,7 +96,7 @@ class Walls:
             root.write(f"sys/user/{name}", value, at=self._host_proc)
         if order.processors:
             os.sched_setaffinity(0, order.processors)
-        os.nice(NICE)
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)
         for number, pair in order.limits.items():  # in the new user namespace, as processes are counted by these
             resource.setrlimit(number, pair)
         if self._scope is not None:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from baselayer.access import EVERY_SCOPE, Caller
 from baselayer.errors import InvalidRequest, NotAllowed
-from shell_service import firing, schedules, scripts, shares
+from shell_service import firing, queue, schedules, scripts, shares
 from shell_service.schedule_schemas import ScheduleRequest
 from shell_service.scopes import SCOPES
 from shell_service.scripts import Name
@@ -70,7 +70,7 @@ def fire(transact: Transactions, grace: float = GRACE) -> int:
 def fire_some(session: Session, grace: float = GRACE) -> int:
     """As many as go into a transaction; returns how many those were."""
     parts = firing.due(session)
-    return firing.fire(session, parts[0], LIMITS, RULES, grace) if parts else 0
+    return firing.fire(session, parts[0].ids, LIMITS, RULES, grace) if parts else 0
 
 
 def fire_all(transact: Transactions, grace: float = GRACE) -> None:
@@ -365,7 +365,50 @@ def test_a_look_finds_one_of_those_whose_jobs_are_skipped_for_one_another(
     for number in numbers:
         past(transact, number, MINUTE)
     transact.sql("UPDATE schedule SET due_at = now()")
-    assert transact(firing.due) == [[numbers[0], numbers[1]], [numbers[3], numbers[4]]]
+    parts = [(part.ids, part.held) for part in transact(firing.due)]
+    assert parts == [([numbers[0]], False), ([numbers[1], numbers[3]], True), ([numbers[4]], True)]
+
+
+def test_each_user_s_first_comes_first_and_is_not_held(transact: Transactions, alice: Caller) -> None:
+    mine = [schedule(transact, alice) for _ in range(4)]
+    bob = owner(transact)
+    save(transact, bob, overlap="parallel")
+    his = [schedule(transact, bob) for _ in range(2)]
+    for number in (*mine, *his):
+        past(transact, number, MINUTE)
+    transact.sql("UPDATE schedule SET due_at = now()")
+    parts = [(part.ids, part.held) for part in transact(firing.due)]
+    assert parts == [([mine[0], his[0]], False), ([*mine[1:], his[1]], True)]
+
+
+def test_what_is_held_begins_at_its_time_and_counts_before(transact: Transactions, alice: Caller) -> None:
+    save(transact, alice, "many", overlap="parallel")
+    number = schedule(transact, alice, script="many")
+    past(transact, number, MINUTE)
+    assert transact(firing.fire, [number], LIMITS, RULES, GRACE, 60.0) == 1
+    waits = transact.scalar("SELECT run_at - now() FROM deferred_job")
+    assert timedelta(seconds=50) < waits <= timedelta(seconds=60)
+    assert transact.scalar("SELECT run_at FROM job") is None
+    assert transact(queue.promote, 10) == 0
+    # A run that is to be skipped while there is another sees it.
+    transact.sql("UPDATE script SET overlap = 'skip' WHERE name = 'many'")
+    other = schedule(transact, alice, script="many")
+    past(transact, other, MINUTE)
+    fire_all(transact)
+    assert "skipped" in row_of(transact, other).problem and len(fired(transact)) == 1
+    transact.sql("UPDATE deferred_job SET run_at = now()")
+    assert transact(queue.promote, 10) == 1
+    assert transact.scalar("SELECT count(*) FROM ready_job") == 1
+
+
+def test_the_next_look_is_when_something_is_due(transact: Transactions, alice: Caller) -> None:
+    assert transact(firing.seconds_until_due, 1.5) == 1.5
+    number = schedule(transact, alice)
+    transact.sql("UPDATE schedule SET due_at = now() + interval '1 hour' WHERE id = :id", id=number)
+    assert transact(firing.seconds_until_due, 1.5) == 1.5
+    assert 3500 < transact(firing.seconds_until_due, 1e6) <= 3600
+    transact.sql("UPDATE schedule SET due_at = now() - interval '1 hour' WHERE id = :id", id=number)
+    assert 0 < transact(firing.seconds_until_due, 1.5) < 0.1
 
 
 def test_those_of_one_script_share_what_it_says_and_nothing_else(transact: Transactions, alice: Caller) -> None:

@@ -144,11 +144,12 @@ BEGIN
       IF NOT FOUND THEN
         outcome := 'archived';
       ELSIF v_overlap IN ('skip', 'cancel_previous', 'queue_latest') AND NOT s.later THEN
-        -- What waits for a time of its own is none of them, but for its next try.
+        -- What waits for a time of its own is none of them, but for its next try, or as one of many that are held.
         v_others := ARRAY(
           SELECT q.job_id FROM ready_job q WHERE q.script_id = s.script
           UNION ALL
-          SELECT d.job_id FROM deferred_job d WHERE d.script_id = s.script AND (d.run_at = 'infinity' OR d.attempt > 0)
+          SELECT d.job_id FROM deferred_job d WHERE d.script_id = s.script AND (d.run_at = 'infinity' OR d.attempt > 0
+            OR EXISTS (SELECT FROM job j WHERE j.id = d.job_id AND j.run_at IS NULL))
           UNION ALL
           SELECT r.job_id FROM running_job r WHERE r.script_id = s.script AND v_overlap <> 'queue_latest'
           LIMIT 501);
@@ -204,7 +205,7 @@ BEGIN
       secret_env jsonb, script_id int, script text, script_version int, parameters jsonb, share_output boolean,
       schedule_id int, fired_for timestamptz, notify jsonb,
       run_at timestamptz, retries smallint, retry_delay float8, on_lost text,
-      created_at timestamptz, ord bigint, deferred boolean)
+      created_at timestamptz, ord bigint, deferred boolean, held_until timestamptz)
     WHERE r.n <> ALL (v_refused)),
   stored AS (
     INSERT INTO job (id, user_id, name, priority, code, upload, entrypoint, shell, args, env, stdin, timeout, limits, network,
@@ -218,7 +219,7 @@ BEGIN
            run_at, retries, retry_delay, on_lost, created_at, created_at FROM new),
   later AS (
     INSERT INTO deferred_job (job_id, user_id, ord, run_at, script_id)
-    SELECT id, user_id, ord, CASE WHEN deferred THEN run_at ELSE 'infinity' END, script_id
+    SELECT id, user_id, ord, CASE WHEN deferred THEN run_at ELSE coalesce(held_until, 'infinity') END, script_id
     FROM new WHERE deferred OR script_id IS NOT NULL),
   counted AS (
     INSERT INTO submission_count AS c (user_id, minute, submitted, before, queued)
