@@ -121,6 +121,8 @@ class Attempt:
             except (ValueError, NoNetwork) as error:  # it would be the same next time
                 await marking
                 ending = self._ending[0] if self._ending else ("FAILED", str(error))
+                if ending[0] == "NODE_FAIL":  # we stop, and its packages were not there yet
+                    return None
                 return dataclasses.replace(self._result(ending), retry_in=None)
             except (SandboxError, OSError) as error:
                 logger.error("job %s: %s", self.claim.job_id.hex, getattr(error, "detail", error))
@@ -203,7 +205,7 @@ class Attempt:
     async def _layer(self, requirements: Sequence[str]) -> str:
         """The layer of the packages that the job's files name; nobody waits for one whose job is to end."""
         claim = self.claim
-        making = self._means.packages.layer(requirements, self._file("setup"), claim.limits.output)
+        making = self._means.packages.layer(claim.user_id, requirements, self._file("setup"), claim.limits.output)
         self._preparing = asyncio.ensure_future(making)
         if self._ending:
             self._preparing.cancel()

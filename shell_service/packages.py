@@ -1,8 +1,8 @@
 """Packages that jobs need: what a requirements.txt among their files names, installed once into a layer for all.
 
 A layer is a folder under the SHA-256 of what was asked for, of the interpreter and of the index. Jobs see it read-only.
-It is made by pip, from wheels alone: so nothing of what is installed is run while it is. Everything comes from the one
-index that the operator has allowed.
+It is made by pip, from wheels alone and in one process: so nothing of what is installed is run while it is. What is
+asked for comes from the one index that the operator has allowed; what a package there asks for, from where that says.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import shutil
 import signal
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 
+from baselayer.turns import Turns
 from shell_service.capture import Capture
 from shell_service.settings import Packages as Options
 
@@ -32,9 +36,15 @@ FILE = "requirements.txt"  # among a job's files, in their uppermost folder
 MAX_BYTES = 64 * 1024  # of it
 MOUNT = "/run/packages"  # where jobs see a layer
 _USED = ".used"  # the file beside a layer that tells when that was
+_COMMENT = re.compile(r"(^|\s)#.*")
+_LONGEST = 1000  # characters of a line
+_ARCHIVES = (".whl", ".zip", ".tar", ".tgz", ".tbz", ".txz", ".tlz", ".gz", ".bz2", ".xz", ".lz", ".lzma")
 _BUILDS = 2  # at once
 _UNFINISHED_DAYS = 1.0  # that what is being made may take, by far
 _GRACE = 5.0  # seconds for what a killed pip has printed
+_REMOVAL = 60.0  # seconds for removing what is left of a build; what then is, goes with old layers
+_LOOK = 0.5  # seconds between looks whether another runner has made a layer
+AS_ANOTHER = f"The packages of {FILE} could not be installed for another job at the same time; run it again to see why."
 
 
 class Refused(ValueError):
@@ -53,54 +63,93 @@ def parse(content: bytes) -> list[str]:
     if len(content) > MAX_BYTES:
         raise Refused(f"must be at most {MAX_BYTES} bytes")
     try:
-        lines = content.decode().splitlines()
+        lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise Refused("must be UTF-8") from None
     found = set()
     for number, line in enumerate(lines, 1):
-        wanted = line.split(" #")[0].strip()
-        if not wanted or wanted.startswith("#"):
+        wanted = _COMMENT.sub("", line).replace("\t", " ").strip()
+        if not wanted:
             continue
         if wanted.startswith("-"):
             raise Refused(f"must name packages only, and line {number} is an option")
         try:
+            if len(wanted) > _LONGEST or not wanted.isprintable():
+                raise InvalidRequirement
             requirement = Requirement(wanted)
-        except InvalidRequirement:
+        except (InvalidRequirement, RecursionError):
             raise Refused(f"must name packages, and line {number} is none: {wanted[:100]!a}") from None
-        if requirement.url:
+        if requirement.url or _is_path(requirement):
             raise Refused(f"must name packages of the index, and line {number} leads elsewhere")
+        requirement.name = canonicalize_name(requirement.name)
         found.add(str(requirement))
     return sorted(found)
+
+
+@dataclass
+class _Build:
+    """A layer that is being made, and how many wait for it."""
+
+    task: asyncio.Task[None]
+    waiting: int = 0
+
+
+def _is_path(requirement: Requirement) -> bool:
+    """Whether pip would look for a file of this name: what is compared as text can hold anything."""
+    return requirement.name.lower().endswith(_ARCHIVES) or any(item.operator == "===" for item in requirement.specifier)
 
 
 class Packages:
     """The layers of one host, and their making."""
 
-    def __init__(self, folder: Path, options: Options, python: str | None, install: Sequence[str]) -> None:
-        """`python` is the interpreter that jobs run; `install` a command that is given that, a folder, and requirements
-        as arguments, with the index in its environment (PIP_INDEX_URL), and installs them there.
-        """
-        self._folder, self._options, self._python, self._install = folder, options, python, install
-        self._building: dict[str, asyncio.Task[None]] = {}
-        self._turns = asyncio.Semaphore(_BUILDS)
+    def __init__(
+        self, folder: Path, options: Options, min_free: float, python: str | None, install: Sequence[str]
+    ) -> None:
+        """`min_free` are the bytes that are left free of the disk, `python` is the interpreter that jobs run.
 
-    async def layer(self, requirements: Sequence[str], create_log: Callable[[], int], most: int) -> Path:
+        `install` is a command that is given a folder, the bytes that a file may have, that interpreter, and
+        requirements, with the index in its environment (PIP_INDEX_URL). It makes the folder, and installs them into
+        `layer` in it. With the folder alone it removes that.
+        """
+        self._folder, self._options, self._min_free = folder, options, min_free
+        self._python, self._install = python, install
+        self._building: dict[str, _Build] = {}
+        self._turns = Turns(_BUILDS)
+
+    async def layer(self, user_id: int, requirements: Sequence[str], create_log: Callable[[], int], most: int) -> Path:
         """The layer of these, made if it is not there. Raises `NotInstalled`.
 
-        What pip says goes into the file that `create_log` opens, up to `most` bytes.
+        What pip says goes into the file that `create_log` opens, up to `most` bytes; but where it is made for another
+        job just now, into that one's.
         """
         if not self._options.index:
             raise NotInstalled(f"{FILE} cannot be installed: the service's operator has allowed no index any more.")
         if self._python is None:
             raise NotInstalled(f"{FILE} cannot be installed: this runner has no Python.")
         path = self._folder / await asyncio.to_thread(self._key, requirements)
-        if not await asyncio.to_thread(_use, path):
-            if path.name not in self._building:
-                build = asyncio.create_task(self._build(path, requirements, create_log, most))
-                self._building[path.name] = build
-                build.add_done_callback(lambda _: self._building.pop(path.name))
-            await asyncio.shield(self._building[path.name])
+        if await asyncio.to_thread(_use, path):
+            return path
+        build = self._building.get(path.name)
+        if build is not None:
+            await self._wait_for(build, AS_ANOTHER)
+        else:
+            task = asyncio.create_task(self._build(user_id, path, requirements, create_log, most))
+            build = self._building[path.name] = _Build(task)
+            task.add_done_callback(lambda _: self._building.pop(path.name))
+            await self._wait_for(build)
         return path
+
+    async def _wait_for(self, build: _Build, instead: str = "") -> None:
+        """Until it is done; it ends when nobody waits any more. `instead` is told where it could not be done."""
+        build.waiting += 1
+        try:
+            await asyncio.shield(build.task)
+        except NotInstalled as error:
+            raise NotInstalled(instead or str(error)) from None
+        finally:
+            build.waiting -= 1
+            if not build.waiting:
+                build.task.cancel()
 
     def _key(self, requirements: Sequence[str]) -> str:
         assert self._python is not None
@@ -108,25 +157,45 @@ class Packages:
         interpreter = [os.path.realpath(self._python), status.st_size, status.st_mtime_ns]
         return hashlib.sha256(orjson.dumps([*requirements, interpreter, self._options.index])).hexdigest()
 
-    async def _build(self, path: Path, requirements: Sequence[str], create_log: Callable[[], int], most: int) -> None:
-        async with self._turns:
-            lock = await asyncio.to_thread(_hold, path.with_name(path.name + _USED))
+    async def _build(
+        self, user_id: int, path: Path, requirements: Sequence[str], create_log: Callable[[], int], most: int
+    ) -> None:
+        await self._turns.take(user_id)
+        try:
+            lock = await _hold(path.with_name(path.name + _USED))
             try:
                 if not await asyncio.to_thread(_use, path):  # else another runner has made it meanwhile
                     await self._make(path, requirements, create_log, most)
             finally:
                 os.close(lock)
+        finally:
+            self._turns.give(user_id)
 
     async def _make(self, path: Path, requirements: Sequence[str], create_log: Callable[[], int], most: int) -> None:
         building = path.with_name(f"{path.name}.{uuid.uuid4().hex}")  # it is pip's account's, as is all in it
-        await self._run([self._python or "", str(building), *requirements], create_log, most)
-        size = await asyncio.to_thread(_size, building)
-        if size > self._options.max_size:
-            raise NotInstalled(
-                f"The packages of {FILE} take {size} bytes, and {int(self._options.max_size)} are the most."
-            )
-        await asyncio.to_thread(building.rename, path)
+        limit = int(self._options.max_size)
+        if shutil.disk_usage(self._folder).free < self._min_free + limit:
+            raise NotInstalled(f"There is no room on the runner's disk for the packages of {FILE}.")
+        try:
+            await self._run([str(building), str(limit), self._python or "", *requirements], create_log, most)
+            made = building / "layer"
+            size = await asyncio.to_thread(_size, made)
+            if size > limit:
+                raise NotInstalled(f"The packages of {FILE} take {size} bytes, and {limit} are the most.")
+            await asyncio.to_thread(made.rename, path)
+            _use(path)
+        finally:
+            await self._remove(building)
         logger.info("installed %d packages into the layer %s", len(requirements), path.name)
+
+    async def _remove(self, building: Path) -> None:
+        process = await asyncio.create_subprocess_exec(*self._install, str(building), stdin=asyncio.subprocess.DEVNULL)
+        try:
+            async with asyncio.timeout(_REMOVAL):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            logger.warning("%s could not be removed yet", building)
 
     async def _run(self, arguments: Sequence[str], create_log: Callable[[], int], most: int) -> None:
         read, write = os.pipe2(os.O_CLOEXEC)
@@ -171,8 +240,12 @@ def remove_old(folder: Path, keep_days: float) -> None:
         with contextlib.suppress(FileNotFoundError):  # another scheduler is faster
             if _kept(layer) != (path != layer) or time.time() - path.stat().st_mtime < days * 86_400:
                 continue
-            shutil.rmtree(layer) if layer.is_dir() else layer.unlink(missing_ok=True)
+            # All of it goes at once, or it would be there in part when removing it is cut short.
+            going = folder / f"old-{uuid.uuid4().hex}"
+            with contextlib.suppress(FileNotFoundError):
+                layer.rename(going)
             path.unlink(missing_ok=True)
+            shutil.rmtree(going) if going.is_dir() else going.unlink(missing_ok=True)
 
 
 def _kept(layer: Path) -> bool:
@@ -188,11 +261,19 @@ def _use(path: Path) -> bool:
     return True
 
 
-def _hold(path: Path) -> int:
+async def _hold(path: Path) -> int:
     """A descriptor with which nobody else on this host makes the same, until it is closed."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(file, fcntl.LOCK_EX)
-    return file
+    try:
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.utime(file)  # else it could be removed as an old one
+                return file
+            await asyncio.sleep(_LOOK)
+    except BaseException:
+        os.close(file)
+        raise
 
 
 def _size(folder: Path) -> int:

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import os
+import resource
+import shutil
 import subprocess
 import sys
-import tempfile
 from functools import partial
 from pathlib import Path
 
 import click
+import pip
 
 from baselayer import privilege
 from baselayer.privilege import Account
 from shell_service.sandbox import kernel
 from shell_service.settings import ROOT
 
+#: Pip's own way to run with another interpreter than its environment's.
+PIP = Path(pip.__file__).with_name("__pip-runner__.py")
+MEMORY = 2 << 30  # bytes that pip may use: it reads what an index says
+
 
 @click.command()
 @click.option("--uid", type=int, help="Whom to become, where root runs this.")
-@click.argument("python")
-@click.argument("layer", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("most", type=int, default=0)
+@click.argument("python", default="")
 @click.argument("requirements", nargs=-1)
-def main(uid: int | None, python: str, layer: Path, requirements: tuple[str, ...]) -> None:
-    """Install REQUIREMENTS into the folder LAYER, for the interpreter PYTHON.
+def main(uid: int | None, folder: Path, most: int, python: str, requirements: tuple[str, ...]) -> None:
+    """Make FOLDER, and install REQUIREMENTS into `layer` in it, for the interpreter PYTHON, no file larger than MOST
+    bytes. With FOLDER alone, remove that.
 
     The index is in the environment, as its address may hold a password: PIP_INDEX_URL.
     """
@@ -31,31 +39,45 @@ def main(uid: int | None, python: str, layer: Path, requirements: tuple[str, ...
     try:
         if uid is not None:
             account = Account(uid, uid)
-            needed = [ROOT, Path(sys.prefix), Path(sys.base_prefix), layer.parent]
+            needed = [ROOT, Path(sys.prefix), Path(sys.base_prefix), folder.parent]
             privilege.expose([path.resolve() for path in needed], account)
             privilege.become(account)
         kernel.end_with_parent(runner)  # nobody wants it any more then
     except OSError as error:
         sys.exit(f"cannot run as uid {uid}: {error}")
+    if os.geteuid() == 0:
+        sys.exit("packages are not installed as root: nothing would keep pip from starting what it finds")
+    if not python:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
     os.umask(0o022)  # jobs are others
+    scratch = folder / "scratch"
+    scratch.mkdir(parents=True)
     arguments = [
-        *(sys.executable, "-I", "-m", "pip", "--python", python, "install"),
-        *("--only-binary", ":all:", "--target", str(layer)),
+        *(python, "-I", str(PIP), "install"),
+        *("--only-binary", ":all:", "--target", str(folder / "layer")),
         *("--no-cache-dir", "--no-input", "--no-compile", "--disable-pip-version-check", "--progress-bar", "off"),
         "--",
         *requirements,
     ]
-    with tempfile.TemporaryDirectory(dir=layer.parent, prefix="tmp-") as scratch:
-        environment = {
-            "PATH": "/usr/bin:/bin",
-            "HOME": "/nonexistent",
-            "LANG": "C.UTF-8",
-            "TMPDIR": scratch,
-            "PIP_CONFIG_FILE": os.devnull,
-            "PIP_INDEX_URL": os.environ["PIP_INDEX_URL"],
-        }
-        end = partial(kernel.end_with_parent, os.getpid())
-        sys.exit(subprocess.run(arguments, env=environment, check=False, preexec_fn=end).returncode)
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": "/nonexistent",
+        "LANG": "C.UTF-8",
+        "TMPDIR": str(scratch),
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_INDEX_URL": os.environ["PIP_INDEX_URL"],
+    }
+    confine = partial(_confine, os.getpid(), most)
+    # In a folder where nothing is that pip could take for a package.
+    sys.exit(subprocess.run(arguments, env=environment, cwd=scratch, check=False, preexec_fn=confine).returncode)
+
+
+def _confine(parent: int, most: int) -> None:
+    kernel.end_with_parent(parent)
+    # A wheel may ask for what is none, by its address, and pip would run that to build one: as a process of its own.
+    for limit, value in ((resource.RLIMIT_NPROC, 0), (resource.RLIMIT_FSIZE, most), (resource.RLIMIT_DATA, MEMORY)):
+        resource.setrlimit(limit, (value, value))
 
 
 if __name__ == "__main__":

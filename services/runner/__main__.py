@@ -102,7 +102,7 @@ async def serve(settings: Settings, folder: Path, name: str, groups: Groups | No
     install = [sys.executable, "-m", "services.packages"]
     if settings.account:
         install += ["--uid", str(settings.account.uid)]
-    packages = Packages(settings.layer_dir, settings.packages, offered.get("python"), install)
+    packages = Packages(settings.layer_dir, settings.packages, settings.runner.min_free, offered.get("python"), install)
 
     read_secrets = partial(secrets.of_claim, database, keyring)
     host = socket.gethostname()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import dataclasses
 import hashlib
 import io
 import os
+import signal
 import stat
+import tarfile
 import threading
 import time
 import uuid
@@ -20,6 +24,8 @@ from typing import Any
 import pytest
 
 from shell_service import packages, uploads
+from shell_service.packages import Packages
+from shell_service.settings import load
 from shell_service.uploads import UploadStore
 from tests.database import Server
 from tests.services import Site
@@ -48,13 +54,30 @@ def wheel(name: str, version: str, files: dict[str, bytes], requires: str = "") 
     return made.getvalue()
 
 
+def source(told: str) -> bytes:
+    """What is no wheel, and whose build asks for the address `told`."""
+    lines = f"import urllib.request\nurllib.request.urlopen({told!r})\n"
+    files = {"setup.py": lines, "backend.py": lines}
+    files["pyproject.toml"] = "[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n"
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz") as archive:
+        for name, text in files.items():
+            info = tarfile.TarInfo(f"source-1.0/{name}")
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text.encode()))
+    return made.getvalue()
+
+
 class Index(SimpleHTTPRequestHandler):
     """A package index; counts what it was asked for."""
 
     asked: list[str] = []
+    open = threading.Event()  # whether /slow/ answers
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
+        if self.path == "/slow/":
+            self.open.wait(60)
         super().do_GET()
 
     def log_message(self, *_: Any) -> None:
@@ -64,10 +87,16 @@ class Index(SimpleHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("index")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Index, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/"
     made = {
         "greet": wheel("greet", "1.0", GREET, requires="words"),
         "words": wheel("words", "2.5", {"words.py": b"ALL = ['a']"}),
         "huge": wheel("huge", "1.0", {"huge/data": bytes(3 << 20)}),
+        "half": wheel("half", "1.0", {"half/data": bytes(3 << 19)}),
+        "whole": wheel("whole", "1.0", {"whole/data": bytes(3 << 19)}, requires="half"),
+        "lure": wheel("lure", "1.0", {"lure.py": b""}, requires=f"source @ {address}source/source-1.0.tar.gz"),
     }
     for name, data in made.items():
         (folder / name).mkdir()
@@ -76,11 +105,9 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         (folder / name / file).write_bytes(data)
         (folder / name / "index.html").write_text(f'<!DOCTYPE html><a href="{file}">{file}</a>')
     (folder / "source").mkdir()
-    (folder / "source" / "source-1.0.tar.gz").write_bytes(b"no wheel")
+    (folder / "source" / "source-1.0.tar.gz").write_bytes(source(f"{address}built"))
     (folder / "source" / "index.html").write_text('<!DOCTYPE html><a href="source-1.0.tar.gz">source-1.0.tar.gz</a>')
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Index, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
+    yield address
     server.shutdown()
     server.server_close()
 
@@ -166,21 +193,144 @@ def test_what_cannot_be_installed_is_told(site: Site, requirements: str, said: s
     assert said in setup(site, job_id)
 
 
+def test_nothing_is_built_whatever_a_wheel_asks_for(site: Site) -> None:
+    job_id = given(site, {"main.py": "print(1)", "requirements.txt": "lure"})
+    assert ended(site, job_id).status == "FAILED"
+    assert "/source/source-1.0.tar.gz" in Index.asked and "/built" not in Index.asked
+    assert "Resource temporarily unavailable" in setup(site, job_id)
+
+
 def test_a_layer_that_is_too_large(site: Site) -> None:
-    job = ended(site, given(site, {"main.py": "print(1)", "requirements.txt": "huge"}))
+    job = ended(site, given(site, {"main.py": "print(1)", "requirements.txt": "whole"}))
     assert (job.status, "are the most" in job.reason) == ("FAILED", True)
+    job_id = given(site, {"main.py": "print(1)", "requirements.txt": "huge"})
+    assert (ended(site, job_id).status, "File too large" in setup(site, job_id)) == ("FAILED", True)
+    assert [path for path in site.settings.layer_dir.iterdir() if path.is_dir() and len(path.name) != 64] == []
 
 
 @pytest.mark.parametrize(
     "content",
     [
         "--index-url http://127.0.0.1/", "-r other.txt", "-e .", "greet @ http://127.0.0.1/greet.whl", "./greet.whl",
-        "/etc/passwd", "git+https://example.org/x", "greet==", "two names", "x" * 70_000, b"\xff", "greet; os_name",
+        "/etc/passwd", "greet===x/../data/a.tar", "greet.zip", "greet; os_name == '\0'",
+        "greet; " + "(" * 900, "git+https://example.org/x", "greet==", "two names", "x" * 70_000, b"\xff",
+        "greet; os_name",
     ],
 )  # fmt: skip
 def test_what_leads_elsewhere_is_refused(content: str | bytes) -> None:
     with pytest.raises(packages.Refused):
         packages.parse(content.encode() if isinstance(content, str) else content)
+
+
+# Begins, and ends when it may; with a folder alone it removes that.
+BUILD = (
+    '[ $# -gt 1 ] || exec rm -rf "$1"; mkdir -p "$1/layer"; echo "$4 $$" >> begun; until [ -e "may-$4" ]; do :; done'
+)
+
+
+@pytest.fixture
+def making(tmp_path: Path) -> Packages:
+    options = dataclasses.replace(load().packages, index="http://127.0.0.1/", max_size=1 << 20)
+    install = ["/bin/sh", "-c", f"cd {tmp_path}; {BUILD}", "sh"]
+    (tmp_path / "layers").mkdir()
+    return Packages(tmp_path / "layers", options, 0, "/bin/sh", install)
+
+
+def begun(tmp_path: Path, *names: str) -> list[str]:
+    """Wait until these are made; returns the pids of those who make them."""
+    path = tmp_path / "begun"
+    lines = eventually(lambda: path.exists() and len(found := path.read_text().split()) == 2 * len(names) and found)
+    assert sorted(lines[::2]) == sorted(names)
+    return list(lines[1::2])
+
+
+def alive(pid: str) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def make(making: Packages, tmp_path: Path, user: int, name: str) -> asyncio.Task[Path]:
+    def log() -> int:
+        return os.open(tmp_path / f"log-{name}", os.O_WRONLY | os.O_CREAT)
+
+    return asyncio.create_task(making.layer(user, [name], log, 1000))
+
+
+def test_what_nobody_waits_for_any_more_is_not_made(making: Packages, tmp_path: Path) -> None:
+    async def act() -> None:
+        first, second = (make(making, tmp_path, user, "a") for user in (1, 2))
+        (pid,) = await asyncio.to_thread(begun, tmp_path, "a")
+        first.cancel()
+        await asyncio.wait([first])
+        assert alive(pid)
+        second.cancel()
+        await asyncio.wait([second])
+        await asyncio.to_thread(eventually, lambda: not alive(pid))
+        await asyncio.to_thread(eventually, lambda: not [*(tmp_path / "layers").glob("*.*-*")])
+
+    asyncio.run(act())
+
+
+def test_one_user_s_builds_keep_no_other_waiting(making: Packages, tmp_path: Path) -> None:
+    async def act() -> None:
+        mine = [make(making, tmp_path, 1, name) for name in "abc"]
+        await asyncio.to_thread(begun, tmp_path, "a")
+        his = make(making, tmp_path, 2, "d")
+        await asyncio.to_thread(begun, tmp_path, "a", "d")
+        for name in "abcd":
+            (tmp_path / f"may-{name}").touch()
+        layers = await asyncio.gather(*mine, his)
+        assert len({*layers}) == 4 and all(layer.is_dir() for layer in layers)
+
+    asyncio.run(act())
+
+
+def test_whoever_waited_for_another_s_is_told_so(making: Packages, tmp_path: Path) -> None:
+    making = Packages(tmp_path / "layers", making._options, 0, "/bin/sh", ["/bin/sh", "-c", "[ $# = 1 ]", "sh"])
+
+    async def act() -> None:
+        tasks = [make(making, tmp_path, user, "a") for user in (1, 2)]
+        other, one = sorted(map(str, await asyncio.gather(*tasks, return_exceptions=True)))
+        assert "the job's stream setup says why" in one and "for another job at the same time" in other
+
+    asyncio.run(act())
+
+
+def test_a_full_disk_is_told_before(making: Packages, tmp_path: Path) -> None:
+    making = Packages(tmp_path / "layers", making._options, 1e18, "/bin/sh", ["/bin/false"])
+    with pytest.raises(packages.NotInstalled, match="no room"):
+        asyncio.run(making.layer(1, ["a"], lambda: -1, 1000))
+
+
+def test_a_stopped_runner_gives_back_what_had_not_begun(server: Server, index: str) -> None:
+    runner = {"drain_seconds": 0.1, "heartbeat_seconds": 1}
+    with server.database() as url, Site(url, packages={"index": index}, runner=runner) as site:
+        service = site.start_runner()
+        Index.open.clear()
+        try:
+            job_id = given(site, {"main.py": "print(1)", "requirements.txt": "slow"})
+            eventually(lambda: "/slow/" in Index.asked)
+            service.send(signal.SIGTERM)
+            assert service.wait() == 0, service.log()
+        finally:
+            Index.open.set()
+        assert site.job(job_id).status is None
+        assert site.transact.sql("SELECT job_id FROM ready_job") == [(job_id,)]
+
+
+def test_a_layer_is_not_there_when_only_a_part_of_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = tmp_path / ("a" * 64)
+    (layer / "x").mkdir(parents=True)
+    marker = tmp_path / f"{layer.name}.used"
+    marker.touch()
+    os.utime(marker, (0, 0))
+
+    def cut_short(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(packages.shutil, "rmtree", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        packages.remove_old(tmp_path, 1)
+    assert not layer.exists() and not marker.exists()
 
 
 def test_old_layers_go(tmp_path: Path) -> None:
