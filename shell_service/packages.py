@@ -108,8 +108,8 @@ class Packages:
         """`min_free` are the bytes that are left free of the disk, `python` is the interpreter that jobs run.
 
         `install` is a command that is given a folder, the bytes that a file may have, that interpreter, and
-        requirements, with the index in its environment (PIP_INDEX_URL). It makes the folder, and installs them into
-        `layer` in it. With the folder alone it removes that.
+        requirements, with the index in its environment (PIP_INDEX_URL), and installs them into the folder, beside which
+        it may have others of that name with an ending. With the folder alone it removes all of these.
         """
         self._folder, self._options, self._min_free = folder, options, min_free
         self._python, self._install = python, install
@@ -178,11 +178,10 @@ class Packages:
             raise NotInstalled(f"There is no room on the runner's disk for the packages of {FILE}.")
         try:
             await self._run([str(building), str(limit), self._python or "", *requirements], create_log, most)
-            made = building / "layer"
-            size = await asyncio.to_thread(_size, made)
+            size = await asyncio.to_thread(_size, building)
             if size > limit:
                 raise NotInstalled(f"The packages of {FILE} take {size} bytes, and {limit} are the most.")
-            await asyncio.to_thread(made.rename, path)
+            await asyncio.to_thread(building.rename, path)
             _use(path)
         finally:
             await self._remove(building)

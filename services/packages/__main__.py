@@ -30,8 +30,8 @@ MEMORY = 2 << 30  # bytes that pip may use: it reads what an index says
 @click.argument("python", default="")
 @click.argument("requirements", nargs=-1)
 def main(uid: int | None, folder: Path, most: int, python: str, requirements: tuple[str, ...]) -> None:
-    """Make FOLDER, and install REQUIREMENTS into `layer` in it, for the interpreter PYTHON, no file larger than MOST
-    bytes. With FOLDER alone, remove that.
+    """Install REQUIREMENTS into FOLDER, for the interpreter PYTHON, no file larger than MOST bytes. With FOLDER alone,
+    remove what is left of that.
 
     The index is in the environment, as its address may hold a password: PIP_INDEX_URL.
     """
@@ -47,15 +47,16 @@ def main(uid: int | None, folder: Path, most: int, python: str, requirements: tu
         sys.exit(f"cannot run as uid {uid}: {error}")
     if os.geteuid() == 0:
         sys.exit("packages are not installed as root: nothing would keep pip from starting what it finds")
+    scratch = folder.with_name(f"{folder.name}.scratch")
     if not python:
-        shutil.rmtree(folder, ignore_errors=True)
+        for path in (folder, scratch):
+            shutil.rmtree(path, ignore_errors=True)
         return
     os.umask(0o022)  # jobs are others
-    scratch = folder / "scratch"
-    scratch.mkdir(parents=True)
+    scratch.mkdir()
     arguments = [
         *(python, "-I", str(PIP), "install"),
-        *("--only-binary", ":all:", "--target", str(folder / "layer")),
+        *("--only-binary", ":all:", "--target", str(folder)),
         *("--no-cache-dir", "--no-input", "--no-compile", "--disable-pip-version-check", "--progress-bar", "off"),
         "--",
         *requirements,

@@ -223,9 +223,7 @@ def test_what_leads_elsewhere_is_refused(content: str | bytes) -> None:
 
 
 # Begins, and ends when it may; with a folder alone it removes that.
-BUILD = (
-    '[ $# -gt 1 ] || exec rm -rf "$1"; mkdir -p "$1/layer"; echo "$4 $$" >> begun; until [ -e "may-$4" ]; do :; done'
-)
+BUILD = '[ $# -gt 1 ] || exec rm -rf "$1"; mkdir "$1"; echo "$4 $$" >> begun; until [ -e "may-$4" ]; do :; done'
 
 
 @pytest.fixture
@@ -272,8 +270,9 @@ def test_what_nobody_waits_for_any_more_is_not_made(making: Packages, tmp_path: 
 
 def test_one_user_s_builds_keep_no_other_waiting(making: Packages, tmp_path: Path) -> None:
     async def act() -> None:
-        mine = [make(making, tmp_path, 1, name) for name in "abc"]
+        mine = [make(making, tmp_path, 1, "a")]
         await asyncio.to_thread(begun, tmp_path, "a")
+        mine += [make(making, tmp_path, 1, name) for name in "bc"]
         his = make(making, tmp_path, 2, "d")
         await asyncio.to_thread(begun, tmp_path, "a", "d")
         for name in "abcd":
