@@ -241,7 +241,7 @@ class Attempt:
         self._began = time.monotonic()
         process.go()
         means.failpoints.reach("runner.running")
-        self._later(claim.timeout, self.end, ends.timed_out(claim.timeout))
+        self._later(claim.timeout, self._time_out, self._began + claim.timeout)
         if self._ending:  # asked for while it was held
             self._signal(process)
         exit_ = await process.wait()
@@ -275,6 +275,13 @@ class Attempt:
 
         source = self._group or Tree(process.pid, process.file_systems)
         return self._means.gauge.watch(source, self.claim.limits, on_passed)
+
+    def _time_out(self, due: float) -> None:
+        left = due - time.monotonic()
+        if left > 0:  # the loop counts whole milliseconds, from when it last looked at the clock: it may be early
+            self._later(left + 0.001, self._time_out, due)
+        else:
+            self.end(ends.timed_out(self.claim.timeout))
 
     def end(self, ending: Ending) -> None:
         """Ask the job to end, and after the grace time end it; that will be how it ended. The first asker counts."""
