@@ -131,15 +131,14 @@ class Packages:
             return path
         build = self._building.get(path.name)
         if build is not None:
-            await self._wait_for(build, AS_ANOTHER)
+            await self._wait_for(path.name, build, AS_ANOTHER)
         else:
             task = asyncio.create_task(self._build(user_id, path, requirements, create_log, most))
             build = self._building[path.name] = _Build(task)
-            task.add_done_callback(lambda _: self._building.pop(path.name))
-            await self._wait_for(build)
+            await self._wait_for(path.name, build)
         return path
 
-    async def _wait_for(self, build: _Build, instead: str = "") -> None:
+    async def _wait_for(self, name: str, build: _Build, instead: str = "") -> None:
         """Until it is done; it ends when nobody waits any more. `instead` is told where it could not be done."""
         build.waiting += 1
         try:
@@ -149,6 +148,7 @@ class Packages:
         finally:
             build.waiting -= 1
             if not build.waiting:
+                del self._building[name]  # whoever comes now has to begin anew
                 build.task.cancel()
 
     def _key(self, requirements: Sequence[str]) -> str:

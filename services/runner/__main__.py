@@ -45,8 +45,7 @@ RIGHTS = (
 )
 
 
-# How much later than the other services it gets the processors: who asks for something waits for the answer, and jobs
-# are many. Beside a thousand that run, submissions take two thirds of the time that they take without.
+# Above that of the other services: who asks for something waits for the answer, and jobs are many.
 NICE = 5
 
 

@@ -272,6 +272,26 @@ def test_what_nobody_waits_for_any_more_is_not_made(making: Packages, tmp_path: 
     asyncio.run(act())
 
 
+def test_who_comes_while_a_build_is_given_up_gets_another(making: Packages, tmp_path: Path) -> None:
+    slowly = BUILD.replace('|| exec rm -rf "$1"', '|| { until [ -e may-remove ]; do :; done; exec rm -rf "$1"; }')
+    install = ["/bin/sh", "-c", f"cd {tmp_path}; {slowly}", "sh"]
+    making = Packages(tmp_path / "layers", making._options, 0, "/bin/sh", install)
+
+    async def act() -> None:
+        first = make(making, tmp_path, 1, "a")
+        await asyncio.to_thread(begun, tmp_path, "a")
+        first.cancel()
+        await asyncio.wait([first])
+        second = make(making, tmp_path, 2, "a")
+        done, _ = await asyncio.wait([second], timeout=0.5)  # what was begun is still being removed
+        assert not done
+        for name in ("may-remove", "may-a"):
+            (tmp_path / name).touch()
+        assert (await second).is_dir()
+
+    asyncio.run(act())
+
+
 def test_one_user_s_builds_keep_no_other_waiting(making: Packages, tmp_path: Path) -> None:
     async def act() -> None:
         mine = [make(making, tmp_path, 1, "a")]
