@@ -32,13 +32,18 @@ class Batcher(Generic[Item, Result]):
         max_queue: int = 10_000,
         weigh: Callable[[Item], int] = lambda item: 0,
         max_weight: int = 0,
+        pause: float = 0.0,
     ) -> None:
-        """A batch takes up to `max_items`, and none after those in it `weigh` more than `max_weight` together."""
+        """A batch takes up to `max_items`, and none after those in it `weigh` more than `max_weight` together.
+
+        `pause` is for how many seconds after each batch the next is gathered: there are fewer of them, and larger ones.
+        """
         self._flush = flush
         self._max_items = max_items
         self._max_queue = max_queue
         self._weigh = weigh
         self._max_weight = max_weight
+        self._pause = pause
         self._queue: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._task: asyncio.Task[None] | None = None
 
@@ -63,6 +68,8 @@ class Batcher(Generic[Item, Result]):
                     future.set_exception(result)
                 else:
                     future.set_result(result)
+            if self._pause:
+                await asyncio.sleep(self._pause)
 
     def _next(self) -> list[tuple[Item, asyncio.Future[Result]]]:
         batch: list[tuple[Item, asyncio.Future[Result]]] = []

@@ -39,7 +39,10 @@ from shell_service.uploads import UploadStore
 
 logger = logging.getLogger(__name__)
 
-_NO_HURRY = 0.005  # seconds before a slot is offered that was free anyway
+# Seconds in which beginnings and ends are gathered, and slots that are free again: by the slot, and at most. Jobs come
+# in any number, those who wait for an answer do not: what the jobs cost the database, and all who share it, is by the
+# statement (measured: 0.02 s take a sixth off that of 200 jobs/s).
+_GATHER, _MOST_GATHERED = 0.001, 0.02
 _NETWORK_RETRY = 30.0  # seconds after which a network for jobs is looked for again where there was none
 _MASKING = 0.2  # of the loop's time that looking for secrets in all outputs together may take
 _DISCARD_SECONDS = 10.0  # after which outputs to be removed are looked for again
@@ -97,7 +100,6 @@ class Runner:
         self._tasks: set[asyncio.Task[None]] = set()
         self._strangers: set[int] = set()  # fences that the last look found in the database only
         self._wake = asyncio.Event()
-        self._full = False  # whether the last claim got all that it asked for, so that more may be waiting
         self._id = 0
         self._incarnation = uuid.uuid4()
         self._cursor = int.from_bytes(os.urandom(2))
@@ -108,8 +110,9 @@ class Runner:
         self._short = False  # whether memory was short at the last heartbeat
         self._network_tested = 0.0
         self._draining = False
-        self._started = Batcher(self._flush_started, max_items=64)
-        self._finished = Batcher(self._flush_finished, max_items=64)
+        self._gather = min(_MOST_GATHERED, _GATHER * settings.runner.slots)
+        self._started = Batcher(self._flush_started, max_items=64, pause=self._gather)
+        self._finished = Batcher(self._flush_finished, max_items=64, pause=self._gather)
 
     async def run(self, stop: asyncio.Event, hurry: asyncio.Event) -> None:
         """Run jobs until `stop` is set, then let those that run end; when `hurry` is set too, end them at once."""
@@ -290,12 +293,11 @@ class Runner:
         """Claim jobs for the free slots, and wait until there may be more of either."""
         self._wake.clear()
         free = self._settings.runner.slots - len(self._attempts)
-        claimed = await self._claim(free) if free > 0 and not self._look_for_obstacles() else 0
-        self._full = claimed == free
-        if not (claimed and self._full):  # else the next free slot wakes us
-            await wait_for(self._wake, self._settings.runner.poll_seconds)
+        if free > 0 and not self._look_for_obstacles():
+            await self._claim(free)
+        await wait_for(self._wake, self._settings.runner.poll_seconds)
 
-    async def _claim(self, count: int) -> int:
+    async def _claim(self, count: int) -> None:
         incarnation = self._incarnation
         try:
             places = await self._database.fetch(
@@ -305,14 +307,13 @@ class Runner:
             if error.pgcode != "SH001":
                 raise
             await self._fenced(incarnation)
-            return 0
+            return
         self._failpoints.reach("runner.claimed")
         claims = await self._database.fetch(queue.claimed(places)) if places else []
         for claim in claims:
             self._begin(claim)
         if claims:
             self._cursor = claims[-1].user_id
-        return len(claims)
 
     def _begin(self, claim: Claim) -> None:
         attempt = self._attempts[claim.fence] = Attempt(claim, self._means)
@@ -359,12 +360,8 @@ class Runner:
         self._failpoints.reach("runner.reported")
 
     def _look_again(self) -> None:
-        """There is a free slot. If none was missing, only users at their limit can have a job for it: no hurry then,
-        and whoever waits for the job that has just ended has the processor first."""
-        if self._full:
-            self._wake.set()
-        else:
-            asyncio.get_running_loop().call_later(_NO_HURRY, self._wake.set)
+        """There is a free slot: offered with others, and whoever waits for this job's end has the processor first."""
+        asyncio.get_running_loop().call_later(self._gather, self._wake.set)
 
     async def _may_start(self, fenced: Fenced) -> bool:
         return await insist(lambda: self._started.put(fenced), f"telling the start of job {fenced.job_id.hex}")

@@ -20,7 +20,7 @@ from baselayer import log, privilege
 from baselayer.database import Database
 from baselayer.failpoint import FailPoints
 from baselayer.privilege import Capability
-from services import keys
+from services import background, keys
 from services.options import config_option
 from services.ready import schema_is_current
 from shell_service import secrets, shells
@@ -45,17 +45,13 @@ RIGHTS = (
 )
 
 
-# Above that of the other services: who asks for something waits for the answer, and jobs are many.
-NICE = 5
-
-
 @click.command()
 @config_option
 @click.option("--process", default=0, help="Number of this runner.")
 def main(settings: Settings, process: int) -> None:
     """Run jobs."""
     log.set_up(settings.log.level)
-    os.setpriority(os.PRIO_PROCESS, 0, NICE)
+    background.give_way()
     name = f"runner_{process:02d}"
     folder = settings.data_dir / "runner" / name
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ import uvloop
 from baselayer import log
 from baselayer.database import Database
 from baselayer.failpoint import FailPoints
-from services import account, keys
+from services import account, background, keys
 from services.options import config_option
 from services.ready import schema_is_current
 from shell_service.scheduler import Scheduler
@@ -24,6 +24,7 @@ from shell_service.settings import Settings
 def main(settings: Settings) -> None:
     """Do what has to happen because time passes."""
     log.set_up(settings.log.level)
+    background.give_way()
     database_url, keyring = settings.database_url, keys.keyring(settings)
     account.enter(settings, database_url, [settings.upload_dir, settings.layer_dir])
     uvloop.run(serve(settings, database_url, keyring))

@@ -42,10 +42,9 @@ if TYPE_CHECKING:
 
 
 #: How nice a user's session is whose jobs are few, or a crowd; with jobs in between it stays as it is. The kernel gives
-#: it a third, or a thirtieth, of what one of the service's own has. With less for all, a fifth of the throughput went:
-#: the service then does everything at once, and less of it together.
+#: it a tenth, or a thirtieth, of what one of the service's own has: sessions may be as many as there are slots.
 FEW, CROWD = 2, 4
-FEW_NICE, CROWD_NICE = 5, 15
+FEW_NICE, CROWD_NICE = 10, 15
 
 
 def main(fd: int) -> None:

@@ -88,10 +88,10 @@ def test_services_see_nothing_of_the_operators_environment(stack: Stack) -> None
         }, name
 
 
-def test_whoever_waits_for_an_answer_comes_before_jobs(stack: Stack) -> None:
+def test_whoever_waits_for_an_answer_comes_first(stack: Stack) -> None:
     pids = stack.pids()
     names = ("app_00", "scheduler", "runner_00")
-    assert [os.getpriority(os.PRIO_PROCESS, pids[name]) for name in names] == [0, 0, 5]
+    assert [os.getpriority(os.PRIO_PROCESS, pids[name]) for name in names] == [0, 5, 5]
 
 
 def test_only_nginx_listens_and_only_where_it_is_told(stack: Stack) -> None:

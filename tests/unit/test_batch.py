@@ -63,6 +63,21 @@ def test_a_batch_that_is_heavy_enough_takes_no_more() -> None:
     assert flush.batches == [[1, 2, 30], [40], [5, 6]]
 
 
+def test_with_a_pause_what_comes_after_a_batch_is_gathered() -> None:
+    async def main() -> None:
+        flush = Flush()
+        batcher: Batcher[int, int] = Batcher(flush, pause=0.05)
+        assert await batcher.put(1) == 2
+        others = [asyncio.create_task(batcher.put(2))]
+        for _ in range(10):  # turns of the loop: a batch takes three of them
+            await asyncio.sleep(0)
+        assert flush.batches == [[1]]
+        assert await asyncio.gather(*others, batcher.put(3)) == [4, 6]
+        assert flush.batches == [[1], [2, 3]]
+
+    asyncio.run(main())
+
+
 def test_an_item_can_fail_by_itself() -> None:
     flush = Flush()
     first, second, third = outcomes(flush, [1, -2, 3])
