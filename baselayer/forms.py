@@ -202,9 +202,7 @@ class FormHandler(Handler):
         try:
             if self._form:
                 await self._form.feed(chunk)
-            elif len(self._body) + len(chunk) > self.body_sizes[0]:
-                raise TooLarge(f"The request body is larger than {self.body_sizes[0]} bytes.")
-            else:
+            else:  # which the server bounds
                 self._body += chunk
         except ApiError as error:
             self._problem = error

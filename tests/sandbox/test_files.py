@@ -165,6 +165,13 @@ def test_what_is_no_whole_archive(tmp_path: Path, kind: str) -> None:
         assert "could not be unpacked" in told or "no file x" in told
 
 
+def test_a_file_that_is_shorter_than_it_says(tmp_path: Path) -> None:
+    made = bytearray(zipped({"x": b"echo", "y": b"y" * 1000}))
+    at = made.rindex(b"PK\1\2") + 24
+    made[at : at + 4] = (1001).to_bytes(4, "little")
+    assert "could not be unpacked" in refused(given(tmp_path, "zip", bytes(made), "x", "/bin/sh"))
+
+
 def test_an_encrypted_one(tmp_path: Path) -> None:
     made = bytearray(zipped({"x": b"echo"}))
     at = made.index(b"PK\1\2") + 8
