@@ -10,7 +10,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from baselayer.failpoint import FailPoints
 from baselayer.share import LoopShare
@@ -21,7 +20,7 @@ from shell_service.journal import Journal
 from shell_service.mask import Mask
 from shell_service.models import MAX_RETRY_DELAY
 from shell_service.output import Kept, OutputStore
-from shell_service.packages import Packages
+from shell_service.packages import Layer, Packages
 from shell_service.queue import Claim, Fenced, Result
 from shell_service.room import Memory
 from shell_service.sandbox import UNAVAILABLE, Command, Exit, Files, NoNetwork, Process, Sandbox, SandboxError
@@ -95,7 +94,8 @@ class Attempt:
         self._watch: Watch | None = None
         self._captures: tuple[Capture, ...] = ()
         self._began: float | None = None
-        self._preparing: asyncio.Future[Path] | None = None  # its layer
+        self._preparing: asyncio.Future[Layer] | None = None
+        self._packages: Layer | None = None
         self._ending: tuple[Ending, float] | None = None  # what a signal of ours stands for, and when it was sent
         self._timers: list[asyncio.TimerHandle] = []
 
@@ -210,7 +210,8 @@ class Attempt:
         if self._ending:
             self._preparing.cancel()
         try:
-            return str(await self._preparing)
+            self._packages = await self._preparing
+            return str(self._packages.path)
         except asyncio.CancelledError:
             if not self._ending:
                 raise
@@ -320,6 +321,8 @@ class Attempt:
             capture.close()
         if self._group:
             self._group.close()
+        if self._packages:
+            self._packages.close()
 
     def _result_of(self, exit_: Exit, wall: float, used: Usage, machine_out_of_memory: bool, kept: int) -> Result:
         limits, over_memory, peak_memory = self.claim.limits, False, exit_.peak_memory_bytes

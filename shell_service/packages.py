@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 FILE = "requirements.txt"  # among a job's files, in their uppermost folder
 MAX_BYTES = 64 * 1024  # of it
 MOUNT = "/run/packages"  # where jobs see a layer
-_USED = ".used"  # the file beside a layer that tells when that was
+_USED = ".used"  # the file beside a layer: of the time when that was used last, and with its size in it
 _COMMENT = re.compile(r"(^|\s)#.*")
 _LONGEST = 1000  # characters of a line
 _ARCHIVES = (".whl", ".zip", ".tar", ".tgz", ".tbz", ".txz", ".tlz", ".gz", ".bz2", ".xz", ".lz", ".lzma")
@@ -86,6 +86,17 @@ def parse(content: bytes) -> list[str]:
     return sorted(found)
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A layer that a job uses; nobody removes it until this is closed."""
+
+    path: Path
+    _lock: int
+
+    def close(self) -> None:
+        os.close(self._lock)
+
+
 @dataclass
 class _Build:
     """A layer that is being made, and how many wait for it."""
@@ -116,8 +127,8 @@ class Packages:
         self._building: dict[str, _Build] = {}
         self._turns = Turns(_BUILDS)
 
-    async def layer(self, user_id: int, requirements: Sequence[str], create_log: Callable[[], int], most: int) -> Path:
-        """The layer of these, made if it is not there. Raises `NotInstalled`.
+    async def layer(self, user_id: int, requirements: Sequence[str], create_log: Callable[[], int], most: int) -> Layer:
+        """The layer of these, made if it is not there; to be closed. Raises `NotInstalled`.
 
         What pip says goes into the file that `create_log` opens, up to `most` bytes; but where it is made for another
         job just now, into that one's.
@@ -127,16 +138,15 @@ class Packages:
         if self._python is None:
             raise NotInstalled(f"{FILE} cannot be installed: this runner has no Python.")
         path = self._folder / await asyncio.to_thread(self._key, requirements)
-        if await asyncio.to_thread(_use, path):
-            return path
-        build = self._building.get(path.name)
-        if build is not None:
-            await self._wait_for(path.name, build, AS_ANOTHER)
-        else:
-            task = asyncio.create_task(self._build(user_id, path, requirements, create_log, most))
-            build = self._building[path.name] = _Build(task)
-            await self._wait_for(path.name, build)
-        return path
+        while (layer := _use(path)) is None:
+            build = self._building.get(path.name)
+            if build is not None:
+                await self._wait_for(path.name, build, AS_ANOTHER)
+            else:
+                task = asyncio.create_task(self._build(user_id, path, requirements, create_log, most))
+                build = self._building[path.name] = _Build(task)
+                await self._wait_for(path.name, build)
+        return layer
 
     async def _wait_for(self, name: str, build: _Build, instead: str = "") -> None:
         """Until it is done; it ends when nobody waits any more. `instead` is told where it could not be done."""
@@ -164,28 +174,35 @@ class Packages:
         try:
             lock = await _hold(path.with_name(path.name + _USED))
             try:
-                if not await asyncio.to_thread(_use, path):  # else another runner has made it meanwhile
-                    await self._make(path, requirements, create_log, most)
+                if not await asyncio.to_thread(path.is_dir):  # else another runner has made it meanwhile
+                    os.pwrite(lock, b"%d" % await self._make(path, requirements, create_log, most), 0)
             finally:
                 os.close(lock)
         finally:
             self._turns.give(user_id)
 
-    async def _make(self, path: Path, requirements: Sequence[str], create_log: Callable[[], int], most: int) -> None:
+    async def _make(self, path: Path, requirements: Sequence[str], create_log: Callable[[], int], most: int) -> int:
+        """Returns how many bytes it takes."""
         building = path.with_name(f"{path.name}.{uuid.uuid4().hex}")  # it is pip's account's, as is all in it
         limit = int(self._options.max_size)
-        if shutil.disk_usage(self._folder).free < self._min_free + limit:
-            raise NotInstalled(f"There is no room on the runner's disk for the packages of {FILE}.")
+        await asyncio.to_thread(self._look_for_room, limit)
         try:
             await self._run([str(building), str(limit), self._python or "", *requirements], create_log, most)
             size = await asyncio.to_thread(_size, building)
             if size > limit:
                 raise NotInstalled(f"The packages of {FILE} take {size} bytes, and {limit} are the most.")
             await asyncio.to_thread(building.rename, path)
-            _use(path)
         finally:
             await self._remove(building)
         logger.info("installed %d packages into the layer %s", len(requirements), path.name)
+        return size
+
+    def _look_for_room(self, size: int) -> None:
+        if shutil.disk_usage(self._folder).free < self._min_free + size:
+            raise NotInstalled(f"There is no room on the runner's disk for the packages of {FILE}.")
+        # The scheduler removes once a minute what is beyond: until then there may be one layer more.
+        if sum(map(_noted_size, self._folder.glob(f"*{_USED}"))) > self._options.total_size + size:
+            raise NotInstalled(f"There is no room for the packages of {FILE} beside those of others; try again later.")
 
     async def _remove(self, building: Path) -> None:
         process = await asyncio.create_subprocess_exec(*self._install, str(building), stdin=asyncio.subprocess.DEVNULL)
@@ -231,48 +248,89 @@ class Packages:
             log.close()
 
 
-def remove_old(folder: Path, keep_days: float) -> None:
-    """Remove layers that no job has used for so long, and what is left of those that were not finished."""
+def remove_old(folder: Path, keep_days: float, most: float) -> None:
+    """Remove layers that no job has used for so long, and those that are too many: all together have `most` bytes.
+
+    And what is left of those that were not finished. What a job uses just now stays.
+    """
+    now, used, taken = time.time(), [], 0
     for path in folder.iterdir():
-        layer = path.with_suffix("") if path.suffix == _USED else path
-        days = keep_days if path.suffix == _USED else _UNFINISHED_DAYS
         with contextlib.suppress(FileNotFoundError):  # another scheduler is faster
-            if _kept(layer) != (path != layer) or time.time() - path.stat().st_mtime < days * 86_400:
-                continue
-            # All of it goes at once, or it would be there in part when removing it is cut short.
-            going = folder / f"old-{uuid.uuid4().hex}"
-            with contextlib.suppress(FileNotFoundError):
-                layer.rename(going)
-            path.unlink(missing_ok=True)
-            shutil.rmtree(going) if going.is_dir() else going.unlink(missing_ok=True)
+            days = (now - path.stat().st_mtime) / 86_400
+            if path.suffix == _USED:
+                used.append((days, path))
+            elif days > _UNFINISHED_DAYS and not _note(path).exists():
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for days, note in sorted(used):
+        taken += _noted_size(note)
+        if days > keep_days or taken > most:
+            _remove_layer(note)
 
 
-def _kept(layer: Path) -> bool:
-    """Whether there is a file that tells when this was used."""
-    return layer.with_name(layer.name + _USED).exists()
-
-
-def _use(path: Path) -> bool:
-    """Whether a layer is there; then it stays for a while longer."""
-    if not path.is_dir():
-        return False
-    path.with_name(path.name + _USED).touch(0o600)
-    return True
-
-
-async def _hold(path: Path) -> int:
-    """A descriptor with which nobody else on this host makes the same, until it is closed."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _remove_layer(note: Path) -> None:
     try:
-        while True:
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.utime(file)  # else it could be removed as an old one
-                return file
-            await asyncio.sleep(_LOOK)
-    except BaseException:
-        os.close(file)
-        raise
+        lock = _lock(note, os.O_RDONLY, fcntl.LOCK_EX)
+    except FileNotFoundError:
+        return
+    if lock is None:
+        return
+    try:
+        # All of it goes at once, or it would be there in part when removing it is cut short.
+        going = note.with_name(f"old-{uuid.uuid4().hex}")
+        with contextlib.suppress(FileNotFoundError):
+            note.with_suffix("").rename(going)
+        note.unlink()
+    finally:
+        os.close(lock)
+    if going.is_dir():
+        shutil.rmtree(going)
+
+
+def _note(layer: Path) -> Path:
+    return layer.with_name(layer.name + _USED)
+
+
+def _noted_size(note: Path) -> int:
+    with contextlib.suppress(FileNotFoundError, ValueError):  # it is being made, or its disk has lost it
+        return int(note.read_bytes())
+    return 0
+
+
+def _use(path: Path) -> Layer | None:
+    """A layer, if it is there; then it stays for a while longer."""
+    try:
+        lock = _lock(_note(path), os.O_RDONLY, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return None
+    if lock is None:
+        return None
+    if not path.is_dir():
+        os.close(lock)
+        return None
+    os.utime(lock)
+    return Layer(path, lock)
+
+
+async def _hold(note: Path) -> int:
+    """A descriptor with which nobody else on this host makes the same, until it is closed."""
+    while True:
+        lock = _lock(note, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
+        if lock is not None:
+            os.fchmod(lock, 0o640)  # the scheduler's account looks at it
+            os.utime(lock)  # else it could be removed as an old one
+            return lock
+        await asyncio.sleep(_LOOK)
+
+
+def _lock(note: Path, flags: int, how: int) -> int | None:
+    """A descriptor of this file with a lock on it; None where others have it, or remove it just now."""
+    file = os.open(note, flags | os.O_CLOEXEC, 0o640)
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+        if os.fstat(file).st_nlink:
+            return file
+    os.close(file)
+    return None
 
 
 def _size(folder: Path) -> int:

@@ -196,7 +196,8 @@ class Scheduler:
         while await self._database.run(uploads.collect, self._uploads):
             pass
         await self._database.ask(uploads.sweep, self._uploads, next(self._shards))
-        await asyncio.to_thread(packages.remove_old, self._settings.layer_dir, self._settings.packages.keep_days)
+        options = self._settings.packages
+        await asyncio.to_thread(packages.remove_old, self._settings.layer_dir, options.keep_days, options.total_size)
         await self._database.ask(_vacuum)
         await asyncio.sleep(_HOUSEKEEPING_SECONDS)
 

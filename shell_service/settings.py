@@ -98,6 +98,7 @@ class Uploads:
 class Packages:
     index: str
     max_size: Bytes
+    total_size: Bytes
     timeout: float
     keep_days: float
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import dataclasses
+import fcntl
 import hashlib
 import io
 import os
@@ -24,7 +25,7 @@ from typing import Any
 import pytest
 
 from shell_service import packages, uploads
-from shell_service.packages import Packages
+from shell_service.packages import Layer, Packages
 from shell_service.settings import load
 from shell_service.uploads import UploadStore
 from tests.database import Server
@@ -250,7 +251,7 @@ def folders(path: Path) -> list[str]:
     return [item.name for item in path.iterdir() if item.is_dir()]
 
 
-def make(making: Packages, tmp_path: Path, user: int, name: str) -> asyncio.Task[Path]:
+def make(making: Packages, tmp_path: Path, user: int, name: str) -> asyncio.Task[Layer]:
     def log() -> int:
         return os.open(tmp_path / f"log-{name}", os.O_WRONLY | os.O_CREAT)
 
@@ -287,7 +288,7 @@ def test_who_comes_while_a_build_is_given_up_gets_another(making: Packages, tmp_
         assert not done
         for name in ("may-remove", "may-a"):
             (tmp_path / name).touch()
-        assert (await second).is_dir()
+        assert (await second).path.is_dir()
 
     asyncio.run(act())
 
@@ -302,7 +303,7 @@ def test_one_user_s_builds_keep_no_other_waiting(making: Packages, tmp_path: Pat
         for name in "abcd":
             (tmp_path / f"may-{name}").touch()
         layers = await asyncio.gather(*mine, his)
-        assert len({*layers}) == 4 and all(layer.is_dir() for layer in layers)
+        assert len({layer.path for layer in layers}) == 4 and all(layer.path.is_dir() for layer in layers)
 
     asyncio.run(act())
 
@@ -352,7 +353,7 @@ def test_a_layer_is_not_there_when_only_a_part_of_it_is(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(packages.shutil, "rmtree", cut_short)
     with pytest.raises(KeyboardInterrupt):
-        packages.remove_old(tmp_path, 1)
+        packages.remove_old(tmp_path, 1, 1000)
     assert not layer.exists() and not marker.exists()
 
 
@@ -362,6 +363,46 @@ def test_old_layers_go(tmp_path: Path) -> None:
         marker = tmp_path / (f"{name}.used" if len(name) == 64 else name)
         marker.touch()
         os.utime(marker, (time.time() - days * 86_400,) * 2)
-    packages.remove_old(tmp_path, 1)
-    packages.remove_old(tmp_path, 1)
+    packages.remove_old(tmp_path, 1, 1000)
+    packages.remove_old(tmp_path, 1, 1000)
     assert {path.name for path in tmp_path.iterdir()} == {"b" * 64, "b" * 64 + ".used", "tmp-x"}
+
+
+def test_what_is_too_much_goes_but_what_is_used(tmp_path: Path) -> None:
+    names = [letter * 64 for letter in "abcd"]
+    for name, hours in zip(names, (4, 3, 2, 1), strict=True):
+        (tmp_path / name).mkdir()
+        marker = tmp_path / f"{name}.used"
+        marker.write_text("400")
+        os.utime(marker, (time.time() - hours * 3600,) * 2)
+    used = packages._use(tmp_path / names[1])  # it is the one used last now
+    os.utime(tmp_path / f"{names[1]}.used", (0, 0))
+    assert used
+    packages.remove_old(tmp_path, 1, 1000)
+    assert sorted(folders(tmp_path)) == names[1:]
+    used.close()
+    packages.remove_old(tmp_path, 1, 1000)
+    assert sorted(folders(tmp_path)) == names[2:]
+
+
+def test_no_more_is_made_where_there_is_too_much(making: Packages, tmp_path: Path) -> None:
+    making = Packages(
+        tmp_path / "layers", dataclasses.replace(making._options, total_size=1000), 0, "/bin/sh", ["/bin/false"]
+    )
+    (tmp_path / "layers" / f"{'a' * 64}.used").write_text(str(1001 + (1 << 20)))
+    with pytest.raises(packages.NotInstalled, match="beside those of others"):
+        asyncio.run(making.layer(1, ["a"], lambda: -1, 1000))
+
+
+def test_a_job_keeps_its_layer(site: Site) -> None:
+    def used() -> bool:
+        notes = site.settings.layer_dir.glob("*.used")
+        locks = [packages._lock(note, os.O_RDONLY, fcntl.LOCK_EX) for note in notes]
+        for lock in filter(None, locks):
+            os.close(lock)
+        return None in locks
+
+    job_id = given(site, {"x.sh": "sleep 600", "requirements.txt": "greet"}, timeout=2.0)
+    eventually(lambda: site.started(job_id) and used(), 30)
+    assert ended(site, job_id).status == "TIMEOUT"
+    eventually(lambda: not used())
