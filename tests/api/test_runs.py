@@ -16,8 +16,8 @@ from tests.client import Api, Person
 from tests.waiting import eventually
 
 ALL = [
-    {"name": "text", "type": "string", "max_length": 10, "position": 1},
     {"name": "count", "type": "integer", "minimum": 1, "maximum": 9, "default": 3, "position": 2},
+    {"name": "text", "type": "string", "max_length": 10, "position": 1},
     {"name": "share", "type": "number", "default": 0.5, "env": "SHARE"},
     {"name": "loud", "type": "boolean", "default": False},
     {"name": "color", "type": "choice", "choices": ["red", "dark blue"], "default": "red"},

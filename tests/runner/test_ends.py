@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from shell_service import ends
+from shell_service.attempt import Attempt
 from shell_service.limits import JobLimits, said
 from shell_service.sandbox import Exit
 from shell_service.sandbox.gauge import Usage
@@ -109,3 +113,18 @@ def test_what_was_stopped(limit: str, used: Usage, expected: tuple[str, str]) ->
 )
 def test_values_for_people(name: str, value: float, expected: str) -> None:
     assert said(name, value) == expected
+
+
+def test_a_timer_that_is_early_takes_no_time_from_the_job() -> None:
+    async def main() -> None:
+        claim: Any = SimpleNamespace(job_id=None, fence=1, timeout=0.05)
+        attempt, due = Attempt(claim, SimpleNamespace()), time.monotonic() + 0.05  # type: ignore[arg-type]
+        attempt._time_out(due)
+        assert attempt._ending is None
+        async with asyncio.timeout(10):
+            while attempt._ending is None:
+                await asyncio.sleep(0)
+        (status, _), at = attempt._ending
+        assert status == "TIMEOUT" and at >= due
+
+    asyncio.run(main())
