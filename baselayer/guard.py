@@ -40,7 +40,7 @@ def _meant(address: _Address) -> list[_Address]:
     """The address, and those that it stands for in another way of writing or on another way there."""
     found: list[_Address] = [address]
     if isinstance(address, ipaddress.IPv6Address):
-        inner = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+        inner = [address.ipv4_mapped, *(address.teredo or ())]
         if address in _NAT64:
             inner.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
         found += [item for item in inner if item is not None]
@@ -51,5 +51,8 @@ def _is_public(address: _Address) -> bool:
     named = any(address.version == network.version and address in network for network in _MACHINES)
     if isinstance(address, ipaddress.IPv6Address):
         # What stands for an IPv4 address is judged by that.
-        return bool(address.ipv4_mapped) or address in _NAT64 or (address in _UNICAST and address.is_global)
+        if address.ipv4_mapped or address in _NAT64:
+            return True
+        # 6to4 is of the past (RFC 7526), and Python's versions think differently of it.
+        return address in _UNICAST and address.is_global and not address.sixtofour
     return address.is_global and not address.is_multicast and not named

@@ -98,9 +98,9 @@ class ScheduleRequest(ScheduleFields):
     )
     enabled = Flag(load_default=True, metadata=about("Whether it fires; else it is paused.", True))
 
-    @validates_schema(skip_on_field_errors=False)
-    def _has_times(self, data: dict[str, Any], **kwargs: Any) -> None:
-        if all(data.get(name) is None for name in _KINDS):
+    @validates_schema(skip_on_field_errors=False, pass_original=True)
+    def _has_times(self, data: dict[str, Any], given: dict[str, Any], **kwargs: Any) -> None:
+        if all(given.get(name) is None for name in _KINDS):
             raise ValidationError({"cron": ["Give one of cron, every and at."]})
 
     @post_load

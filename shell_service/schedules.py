@@ -166,6 +166,14 @@ def _script_of(session: Session, caller: Caller, name: Name) -> Found:
         raise InvalidRequest.of({"script": [error.message]}) from None
 
 
+def _script_behind(session: Session, caller: Caller, row: Row[Any]) -> Found:
+    """The script of a schedule that there is. Raises `NotAllowed`, `Conflict`."""
+    try:
+        return scripts.find(session, caller, _name_of(caller, row.script), Level.RUN)
+    except NotFound:
+        raise Conflict(f"There is no script {row.script} any more, or it is not shared with you.") from None
+
+
 def _check(
     session: Session, caller: Caller, found: Found, values: Mapping[str, Any], means: Means, now: datetime
 ) -> None:
@@ -184,7 +192,7 @@ def _check(
     try:
         table.check(means.bounds.min_interval, now)
     except Unusable as error:
-        raise InvalidRequest.of({kind: [str(error)]}) from None
+        raise InvalidRequest.of({error.field or kind: [str(error)]}) from None
 
 
 def _said(session: Session, found: Found, version: int | None) -> Said:
@@ -229,14 +237,14 @@ def _ahead(row: Row[Any], now: datetime) -> Iterator[datetime]:
 def change(session: Session, caller: Caller, number: int, request: Mapping[str, Any], means: Means) -> Row[Any]:
     """Change what is named (see `schedule_schemas.SchedulePatch`).
 
-    Raises `NotFound`, `NotAllowed`, `InvalidRequest`.
+    Raises `NotFound`, `NotAllowed`, `InvalidRequest`, and `Conflict` where its script is gone or archived.
     """
     row = _own(session, caller, number)
     values = {name: getattr(row, name) for name in (*_TABLE, "version", "parameters", "overrides", "overlap")}
     if any(request.get(name) is not None for name in ("cron", "every", "at")):
         values |= dict.fromkeys(("cron", "every", "at"))
     values |= request
-    found = _script_of(session, caller, _name_of(caller, row.script))
+    found = _script_behind(session, caller, row)
     now = clock(session)
     _check(session, caller, found, values, means, now)
     changes = {**request, **{name: values[name] for name in ("cron", "every", "at")}}
@@ -292,7 +300,7 @@ def run_now(session: Session, caller: Caller, number: int, rules: Jobs) -> tuple
     row = find(session, caller, number)
     if row.user_id != caller.user_id:
         raise NotAllowed("Only its owner can let a schedule run, as its jobs are his.")
-    found = _script_of(session, caller, _name_of(caller, row.script))
+    found = _script_behind(session, caller, row)
     run = runs.make(_said(session, found, row.version), row.parameters, row.overrides, rules, share=False)
     job = job_of(caller.user_id, run, row.notify, number)
     return found, job, overlap_of(row.overlap, found.level)

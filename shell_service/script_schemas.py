@@ -26,10 +26,9 @@ from shell_service.schemas import (
 
 MAX_PARAMETERS = 100  # of a script
 MOST_AT_ONCE = 1000  # of a script's jobs, where their number is limited
-#: Names that no script can have: they stand behind a script's name in addresses.
-RESERVED = frozenset(
-    ("code", "diff", "files", "jobs", "purge", "restore", "revert", "run", "schedules", "shares", "status", "versions")
-)
+#: Names that no script can have: they stand behind a script's name in addresses, or lead elsewhere there.
+_SUBRESOURCES = {"code", "diff", "files", "jobs", "purge", "restore", "revert", "run", "schedules", "shares", "status"}
+RESERVED = frozenset({".", "..", "versions"} | _SUBRESOURCES)
 
 
 class Value(fields.Raw):
@@ -146,7 +145,7 @@ class ScriptRequest(ScriptFields):
     @validates_schema
     def _name_is_free(self, data: dict[str, Any], **kwargs: Any) -> None:
         if data["name"] in RESERVED:
-            raise ValidationError({"name": [f"{data['name']} is a word of the API's addresses; take another one."]})
+            raise ValidationError({"name": [f"{data['name']!r} has a meaning in the API's addresses; take another."]})
 
 
 class ScriptChange(ScriptFields):

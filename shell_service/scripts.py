@@ -467,10 +467,18 @@ def _add_version(session: Session, script_id: int, number: int, content: _Stored
 
 
 def archive(session: Session, caller: Caller, name: Name, revisions: Sequence[str] | None) -> Found:
-    """Let a script be read only. Raises as `change` does."""
+    """Let a script be read only; its schedules pause. Raises as `change` does."""
     found = find(session, caller, name, Level.OWN, lock=True)
     found.match(revisions)
     _update(session, found, {"archived_at": datetime.now(UTC)})
+    # Those that others have locked are fired just now, or changed, which waits for us and sees for itself.
+    session.execute(
+        text(
+            "UPDATE schedule SET enabled = false, due_at = NULL, problem = :problem"
+            " WHERE id IN (SELECT id FROM schedule WHERE script_id = :id AND enabled FOR UPDATE SKIP LOCKED)"
+        ),
+        {"id": found.id, "problem": f"The script {name} is archived."},
+    )
     return find(session, caller, name)
 
 

@@ -46,6 +46,11 @@ _END = datetime(9000, 1, 1, tzinfo=UTC)  # beyond it calendars and zones know no
 class Unusable(Exception):
     """What is not a timetable; the message is a sentence for people."""
 
+    def __init__(self, message: str, field: str | None = None) -> None:
+        """`field` is the one that it is about; None: that which tells the times."""
+        super().__init__(message)
+        self.field = field
+
 
 @lru_cache(maxsize=1000)
 def zone(name: str) -> zoneinfo.ZoneInfo:
@@ -74,7 +79,7 @@ class Cron:
             parsed = CronSim(self._line, datetime(2024, 1, 1))
             next(parsed)
         except CronSimError as error:
-            raise Unusable(f"Not a line of cron: {str(error).lower()}.") from None
+            raise Unusable(f"Not a line of cron, or it never fires: {str(error).lower()}.") from None
         except StopIteration:
             raise Unusable("It never fires.") from None
         self._fixed = not (fields[0].startswith("*") or fields[1].startswith("*"))
@@ -193,7 +198,7 @@ class Timetable:
             raise Unusable(f"Must be at least {shortest:g} seconds.")
         between = self.every if self.cron is None else self._cron.shortest.total_seconds()
         if between is not None and self.jitter >= between:
-            raise Unusable(f"Jitter must be less than the {between:g} seconds from one fire to the next.")
+            raise Unusable(f"The jitter must be less than the {between:g} seconds from one fire to the next.", "jitter")
         if self.next(now) is None:
             raise Unusable("It never fires any more.")
 

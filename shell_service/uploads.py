@@ -289,7 +289,7 @@ def _kind(start: bytes) -> str:
         return "tar.gz"
     if start in (b"PK\3\4", b"PK\5\6"):
         return "zip"
-    raise InvalidRequest.of({"archive": ["Must be a .tar.gz or a .zip."]})
+    raise InvalidRequest.of({"archive": ["Must be a .tar.gz or a .zip, and by its content it is neither."]})
 
 
 # -- what is asked of one ----------------------------------------------------------------------------------------------

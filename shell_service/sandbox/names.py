@@ -17,7 +17,7 @@ def problem(name: str) -> str | None:
     if "\\" in name:
         return "must not hold a backslash; folders are separated by /"
     if name.startswith("/") or "" in parts or "." in parts or ".." in parts:
-        return "must be relative, without empty parts, . and .."
+        return "must be relative, and no part of it may be empty, '.' or '..'"
     if len(name.encode()) > MAX_BYTES:
         return f"must be at most {MAX_BYTES} bytes"
     if len(parts) > MAX_DEPTH:

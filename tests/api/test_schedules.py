@@ -122,6 +122,25 @@ def test_what_cannot_work_is_refused_and_not_stored(alice: Api, name: str) -> No
     assert alice.get("/api/schedules").data == []
 
 
+def test_what_is_wrong_is_said_of_its_field_alone(alice: Api) -> None:
+    save(alice, "tool")
+    for wrong, field in (({"every": 0}, "every"), ({"at": "tomorrow"}, "at"), ({"every": 60, "jitter": 60}, "jitter")):
+        answer = alice.post("/api/schedules", {"script": "tool", **wrong})
+        assert (answer.status, list(answer.body["data"]["errors"])) == (400, [field])
+
+
+def test_an_archived_script_s_is_paused(alice: Api) -> None:
+    save(alice, "tool")
+    path = f"/api/schedules/{make(alice)['id']}"
+    alice("DELETE", "/api/scripts/tool").data  # noqa: B018
+    record = alice.get(path).data
+    assert (record["enabled"], record["next_fire"], "is archived" in record["problem"]) == (False, None, True)
+    for answer in (alice.post(f"{path}/run"), alice.post(f"{path}/resume"), alice.patch(path, {"jitter": 1})):
+        assert (answer.status, answer.code) == (409, "conflict")
+    alice.post("/api/scripts/tool/restore").data  # noqa: B018
+    assert alice.post(f"{path}/resume").data["problem"] is None
+
+
 def test_what_a_patch_may_not_do(alice: Api) -> None:
     save(alice, "tool")
     made = make(alice)

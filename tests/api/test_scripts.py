@@ -147,7 +147,8 @@ def test_of_many_who_save_one_name_one_does(alice: Api) -> None:
 
 BAD = {
     "no name": {"name": None}, "a path": {"name": "a/b"}, "a line": {"name": "a\nb"}, "long": {"name": "a" * 101},
-    "a word of the API": {"name": "versions"}, "no code": {"code": ""}, "NUL": {"code": "a\0b"},
+    "a word of the API": {"name": "versions"}, "a folder": {"name": ".."},
+    "no code": {"code": ""}, "NUL": {"code": "a\0b"},
     "a shell that is none": {"shell": "cobol"}, "an overlap": {"overlap": "never"},
     "at once, one by one": {"max_running": 2}, "none at once": {"overlap": "parallel", "max_running": 0},
     "another field": {"x": 1}, "a default": {"defaults": {"code": "x"}}, "a time": {"defaults": {"run_at": None}},

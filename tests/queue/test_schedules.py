@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from baselayer.access import EVERY_SCOPE, Caller
@@ -218,10 +219,10 @@ def test_jobs_of_a_script_that_skips_come_one_by_one(transact: Transactions, ali
 def gone(transact: Transactions, alice: Caller, how: str) -> None:
     if how == "inactive":
         transact.sql('UPDATE "user" SET active = false WHERE id = :id', id=alice.user_id)
-    elif how == "archived":
-        transact(scripts.archive, alice, Name(alice.username, "tool"), None)
     else:
         transact(scripts.archive, alice, Name(alice.username, "tool"), None)
+        transact.sql("UPDATE schedule SET enabled = true, due_at = instant")  # as one that was locked just then
+    if how == "purged":
         transact(scripts.purge, caller_of(alice.user_id, "admin"), Name(alice.username, "tool"))
 
 
@@ -236,6 +237,16 @@ def test_it_pauses_itself_and_says_why(transact: Transactions, alice: Caller, ho
     row = row_of(transact, number)
     assert (row.enabled, row.due_at) == (False, None) and said in row.problem
     assert fired(transact) == []
+
+
+def test_archiving_pauses_at_once_and_waits_for_nobody_who_fires(transact: Transactions, alice: Caller) -> None:
+    locked, other = schedule(transact, alice), schedule(transact, alice)
+    with transact.engine.begin() as connection:
+        connection.execute(text("SELECT FROM schedule WHERE id = :id FOR UPDATE"), {"id": locked})
+        transact(scripts.archive, alice, Name(alice.username, "tool"), None)
+    row = row_of(transact, other)
+    assert (row.enabled, row.due_at, row.problem) == (False, None, f"The script {alice.username}/tool is archived.")
+    assert row_of(transact, locked).enabled
 
 
 def test_a_share_taken_back_pauses_it(transact: Transactions, alice: Caller) -> None:
