@@ -10,7 +10,7 @@ import yaml
 
 from shell_service import provision
 from tests.database import Server, assert_truthful
-from tests.services import Service, Site
+from tests.services import Enter, Service, Site
 from tests.waiting import eventually
 
 QUICK = {"heartbeat_seconds": 0.2, "lost_after": 1.5, "poll_seconds": 0.3, "slots": 4}
@@ -19,14 +19,14 @@ QUICK = {"heartbeat_seconds": 0.2, "lost_after": 1.5, "poll_seconds": 0.3, "slot
 class Worker:
     """A web worker, asked on its own socket as the first administrator, who is then the site's only user."""
 
-    def __init__(self, site: Site, fail: str = "") -> None:
+    def __init__(self, site: Site, fail: str = "", enter: Enter | None = None) -> None:
         if not site.settings.tokens_file.exists():
             site.transact.sql('DELETE FROM "user"')  # so that the first administrator can be made
             provision.first_admin(site.transact.engine, site.settings.tokens_file)
         token = yaml.safe_load(site.settings.tokens_file.read_text())["INITIAL_ADMIN"]
         self.site = site
         self.site.user = site.transact.scalar('SELECT min(id) FROM "user"')
-        self.service: Service = site.start("app", fail)
+        self.service: Service = site.start("app", fail, enter=enter)
         transport = httpx.HTTPTransport(uds=str(site.settings.socket_dir / "app_0.sock"))
         self.client = httpx.Client(
             transport=transport, base_url="http://worker", headers={"Authorization": f"token {token}"}, timeout=30
