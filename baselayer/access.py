@@ -62,7 +62,8 @@ class Caller:
     def require(self, scope: str) -> None:
         """Raise `NotAllowed` unless the token has `scope`."""
         if scope not in self.scopes:
-            raise NotAllowed(f"This token lacks the scope {scope}.")
+            whose = f"The role {self.role} lacks" if self.every_scope else "This token lacks"
+            raise NotAllowed(f"{whose} the scope {scope}.")
 
 
 class Scopes:

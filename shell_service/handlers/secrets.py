@@ -6,7 +6,7 @@ import re
 from operator import attrgetter
 from typing import Any
 
-from baselayer.errors import Conflict, NotFound
+from baselayer.errors import Conflict, InvalidRequest, NotFound
 from baselayer.handler import Call, Route, endpoint
 from shell_service import schemas, secrets, user_schemas
 from shell_service.handlers.base import AppHandler
@@ -46,7 +46,8 @@ class OneSecret(AppHandler):
         Names are those of environment variables. Jobs that name the secret find the value in
         `/run/job/secrets`, from the next that starts on; what they print of it is replaced by `***`.
         """
-        name = _name(name)
+        if not re.fullmatch(schemas.VARIABLE, name, re.ASCII):
+            raise InvalidRequest(f"No name for a secret: {name[:100]!a}. Names are those of environment variables.")
         most = self.app.settings.users.max_secrets
         put, keyring = secrets.put, self.app.keyring
         return await self.change(lambda _: self.entry(name), put, keyring, call.caller, name, call.body["value"], most)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -52,6 +53,8 @@ def test_a_caller_must_have_the_scope() -> None:
     caller.require("jobs:read")
     with pytest.raises(NotAllowed, match="lacks the scope jobs:write"):
         caller.require("jobs:write")
+    with pytest.raises(NotAllowed, match="The role user lacks the scope users:admin"):
+        replace(caller, every_scope=True).require("users:admin")
 
 
 def test_a_model_without_a_rule_shows_nothing() -> None:
