@@ -20,7 +20,7 @@ from shell_service.journal import Journal
 from shell_service.mask import Mask
 from shell_service.models import MAX_RETRY_DELAY
 from shell_service.output import Kept, OutputStore
-from shell_service.packages import Layer, Packages
+from shell_service.packages import Layer, NoRoom, Packages
 from shell_service.queue import Claim, Fenced, Result
 from shell_service.room import Memory
 from shell_service.sandbox import UNAVAILABLE, Command, Exit, Files, NoNetwork, Process, Sandbox, SandboxError
@@ -123,7 +123,8 @@ class Attempt:
                 ending = self._ending[0] if self._ending else ("FAILED", str(error))
                 if ending[0] == "NODE_FAIL":  # we stop, and its packages were not there yet
                     return None
-                return dataclasses.replace(self._result(ending), retry_in=None)
+                result = self._result(ending)
+                return result if isinstance(error, NoRoom) else dataclasses.replace(result, retry_in=None)
             except (SandboxError, OSError) as error:
                 logger.error("job %s: %s", self.claim.job_id.hex, getattr(error, "detail", error))
                 await marking

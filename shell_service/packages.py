@@ -55,6 +55,10 @@ class NotInstalled(ValueError):
     """The packages could not be installed; the message is a sentence for the job's owner."""
 
 
+class NoRoom(NotInstalled):
+    """They could not be installed for lack of room, of which there may be more later."""
+
+
 def parse(content: bytes) -> list[str]:
     """The requirements that a file of this content names. Raises `Refused`.
 
@@ -153,6 +157,8 @@ class Packages:
         build.waiting += 1
         try:
             await asyncio.shield(build.task)
+        except NoRoom:
+            raise
         except NotInstalled as error:
             raise NotInstalled(instead or str(error)) from None
         finally:
@@ -172,17 +178,20 @@ class Packages:
     ) -> None:
         await self._turns.take(user_id)
         try:
-            lock = await _hold(path.with_name(path.name + _USED))
+            lock = await _hold(path)
+            if lock is None:
+                return
             try:
-                if not await asyncio.to_thread(path.is_dir):  # else another runner has made it meanwhile
-                    os.pwrite(lock, b"%d" % await self._make(path, requirements, create_log, most), 0)
+                if not await asyncio.to_thread(path.is_dir):
+                    await self._make(path, lock, requirements, create_log, most)
             finally:
                 os.close(lock)
         finally:
             self._turns.give(user_id)
 
-    async def _make(self, path: Path, requirements: Sequence[str], create_log: Callable[[], int], most: int) -> int:
-        """Returns how many bytes it takes."""
+    async def _make(
+        self, path: Path, note: int, requirements: Sequence[str], create_log: Callable[[], int], most: int
+    ) -> None:
         building = path.with_name(f"{path.name}.{uuid.uuid4().hex}")  # it is pip's account's, as is all in it
         limit = int(self._options.max_size)
         await asyncio.to_thread(self._look_for_room, limit)
@@ -191,18 +200,19 @@ class Packages:
             size = await asyncio.to_thread(_size, building)
             if size > limit:
                 raise NotInstalled(f"The packages of {FILE} take {size} bytes, and {limit} are the most.")
+            os.truncate(note, 0)
+            os.pwrite(note, b"%d" % size, 0)
             await asyncio.to_thread(building.rename, path)
         finally:
             await self._remove(building)
         logger.info("installed %d packages into the layer %s", len(requirements), path.name)
-        return size
 
     def _look_for_room(self, size: int) -> None:
         if shutil.disk_usage(self._folder).free < self._min_free + size:
-            raise NotInstalled(f"There is no room on the runner's disk for the packages of {FILE}.")
-        # The scheduler removes once a minute what is beyond: until then there may be one layer more.
+            raise NoRoom(f"There is no room on the runner's disk for the packages of {FILE}.")
+        # The scheduler removes once a minute what is beyond: until then there may be some more, and those being made.
         if sum(map(_noted_size, self._folder.glob(f"*{_USED}"))) > self._options.total_size + size:
-            raise NotInstalled(f"There is no room for the packages of {FILE} beside those of others; try again later.")
+            raise NoRoom(f"There is no room for the packages of {FILE} beside those of others; try again later.")
 
     async def _remove(self, building: Path) -> None:
         process = await asyncio.create_subprocess_exec(*self._install, str(building), stdin=asyncio.subprocess.DEVNULL)
@@ -255,12 +265,12 @@ def remove_old(folder: Path, keep_days: float, most: float) -> None:
     """
     now, used, taken = time.time(), [], 0
     for path in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # another scheduler is faster
+        with contextlib.suppress(OSError):  # another scheduler is faster
             days = (now - path.stat().st_mtime) / 86_400
             if path.suffix == _USED:
                 used.append((days, path))
             elif days > _UNFINISHED_DAYS and not _note(path).exists():
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
     for days, note in sorted(used):
         taken += _noted_size(note)
         if days > keep_days or taken > most:
@@ -268,10 +278,7 @@ def remove_old(folder: Path, keep_days: float, most: float) -> None:
 
 
 def _remove_layer(note: Path) -> None:
-    try:
-        lock = _lock(note, os.O_RDONLY, fcntl.LOCK_EX)
-    except FileNotFoundError:
-        return
+    lock = _lock(note, os.O_RDONLY, fcntl.LOCK_EX)
     if lock is None:
         return
     try:
@@ -282,8 +289,7 @@ def _remove_layer(note: Path) -> None:
         note.unlink()
     finally:
         os.close(lock)
-    if going.is_dir():
-        shutil.rmtree(going)
+    shutil.rmtree(going, ignore_errors=True)  # what is left goes as what was not finished
 
 
 def _note(layer: Path) -> Path:
@@ -291,40 +297,43 @@ def _note(layer: Path) -> Path:
 
 
 def _noted_size(note: Path) -> int:
-    with contextlib.suppress(FileNotFoundError, ValueError):  # it is being made, or its disk has lost it
+    with contextlib.suppress(OSError, ValueError):  # it is being made, or its disk has lost it
         return int(note.read_bytes())
     return 0
 
 
 def _use(path: Path) -> Layer | None:
     """A layer, if it is there; then it stays for a while longer."""
-    try:
-        lock = _lock(_note(path), os.O_RDONLY, fcntl.LOCK_SH)
-    except FileNotFoundError:
-        return None
+    lock = _lock(_note(path), os.O_RDONLY, fcntl.LOCK_SH)
     if lock is None:
         return None
+    layer = Layer(path, lock)
     if not path.is_dir():
-        os.close(lock)
+        layer.close()
         return None
-    os.utime(lock)
-    return Layer(path, lock)
+    with contextlib.suppress(OSError):  # it is another account's
+        os.utime(lock)
+    return layer
 
 
-async def _hold(note: Path) -> int:
-    """A descriptor with which nobody else on this host makes the same, until it is closed."""
+async def _hold(path: Path) -> int | None:
+    """A descriptor with which nobody else on this host makes the same layer, until it is closed; None: it is there."""
     while True:
-        lock = _lock(note, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
+        lock = _lock(_note(path), os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
         if lock is not None:
-            os.fchmod(lock, 0o640)  # the scheduler's account looks at it
-            os.utime(lock)  # else it could be removed as an old one
             return lock
+        if layer := _use(path):  # another runner has made it meanwhile, and jobs use it
+            layer.close()
+            return None
         await asyncio.sleep(_LOOK)
 
 
 def _lock(note: Path, flags: int, how: int) -> int | None:
-    """A descriptor of this file with a lock on it; None where others have it, or remove it just now."""
-    file = os.open(note, flags | os.O_CLOEXEC, 0o640)
+    """A descriptor of this file with a lock on it; None where others have it, or it is not there."""
+    try:
+        file = os.open(note, flags | os.O_CLOEXEC, 0o640)  # the scheduler's account looks at it
+    except FileNotFoundError:
+        return None
     with contextlib.suppress(BlockingIOError):
         fcntl.flock(file, how | fcntl.LOCK_NB)
         if os.fstat(file).st_nlink:

@@ -100,7 +100,7 @@ class ScheduleRequest(ScheduleFields):
 
     @validates_schema(skip_on_field_errors=False, pass_original=True)
     def _has_times(self, data: dict[str, Any], given: dict[str, Any], **kwargs: Any) -> None:
-        if all(given.get(name) is None for name in _KINDS):
+        if isinstance(given, dict) and all(given.get(name) is None for name in _KINDS):
             raise ValidationError({"cron": ["Give one of cron, every and at."]})
 
     @post_load

@@ -159,19 +159,17 @@ def _name_of(caller: Caller, text: str) -> Name:
 
 def _script_of(session: Session, caller: Caller, name: Name) -> Found:
     try:
-        return scripts.find(session, caller, name, Level.RUN)
-    except NotFound:
-        raise InvalidRequest.of({"script": [f"There is no script {name}, or it is not shared with you."]}) from None
+        return _script(session, caller, name)
     except (NotAllowed, Conflict) as error:
         raise InvalidRequest.of({"script": [error.message]}) from None
 
 
-def _script_behind(session: Session, caller: Caller, row: Row[Any]) -> Found:
-    """The script of a schedule that there is. Raises `NotAllowed`, `Conflict`."""
+def _script(session: Session, caller: Caller, name: Name) -> Found:
+    """A script that a schedule runs. Raises `NotAllowed`, `Conflict`."""
     try:
-        return scripts.find(session, caller, _name_of(caller, row.script), Level.RUN)
+        return scripts.find(session, caller, name, Level.RUN)
     except NotFound:
-        raise Conflict(f"There is no script {row.script} any more, or it is not shared with you.") from None
+        raise Conflict(f"There is no script {name}, or it is not shared with you.") from None
 
 
 def _check(
@@ -244,7 +242,7 @@ def change(session: Session, caller: Caller, number: int, request: Mapping[str, 
     if any(request.get(name) is not None for name in ("cron", "every", "at")):
         values |= dict.fromkeys(("cron", "every", "at"))
     values |= request
-    found = _script_behind(session, caller, row)
+    found = _script(session, caller, _name_of(caller, row.script))
     now = clock(session)
     _check(session, caller, found, values, means, now)
     changes = {**request, **{name: values[name] for name in ("cron", "every", "at")}}
@@ -300,7 +298,7 @@ def run_now(session: Session, caller: Caller, number: int, rules: Jobs) -> tuple
     row = find(session, caller, number)
     if row.user_id != caller.user_id:
         raise NotAllowed("Only its owner can let a schedule run, as its jobs are his.")
-    found = _script_behind(session, caller, row)
+    found = _script(session, caller, _name_of(caller, row.script))
     run = runs.make(_said(session, found, row.version), row.parameters, row.overrides, rules, share=False)
     job = job_of(caller.user_id, run, row.notify, number)
     return found, job, overlap_of(row.overlap, found.level)

@@ -27,8 +27,11 @@ from shell_service.schemas import (
 MAX_PARAMETERS = 100  # of a script
 MOST_AT_ONCE = 1000  # of a script's jobs, where their number is limited
 #: Names that no script can have: they stand behind a script's name in addresses, or lead elsewhere there.
-_SUBRESOURCES = {"code", "diff", "files", "jobs", "purge", "restore", "revert", "run", "schedules", "shares", "status"}
-RESERVED = frozenset({".", "..", "versions"} | _SUBRESOURCES)
+RESERVED = frozenset(
+    {".", ".."}
+    | {"code", "diff", "files", "jobs", "purge", "restore", "revert", "run", "schedules"}
+    | {"shares", "status", "versions"}
+)
 
 
 class Value(fields.Raw):

@@ -471,7 +471,7 @@ def archive(session: Session, caller: Caller, name: Name, revisions: Sequence[st
     found = find(session, caller, name, Level.OWN, lock=True)
     found.match(revisions)
     _update(session, found, {"archived_at": datetime.now(UTC)})
-    # Those that others have locked are fired just now, or changed, which waits for us and sees for itself.
+    # Those that somebody has locked just now pause when they are due.
     session.execute(
         text(
             "UPDATE schedule SET enabled = false, due_at = NULL, problem = :problem"
@@ -483,7 +483,7 @@ def archive(session: Session, caller: Caller, name: Name, revisions: Sequence[st
 
 
 def restore(session: Session, caller: Caller, name: Name) -> Found:
-    """Let an archived script be as it was. Raises `NotFound`, `NotAllowed`."""
+    """Let an archived script be run and changed again; its schedules stay paused. Raises `NotFound`, `NotAllowed`."""
     found = find(session, caller, name, lock=True)
     if found.level < Level.OWN:
         raise NotAllowed("Only its owner can restore a script.")

@@ -83,7 +83,7 @@ class Schedule(ScheduleHandler):
         "schedules:write",
         body=schedule_schemas.SchedulePatch,
         answer=schedule_schemas.ScheduleRecord(),
-        errors=[NotFound, NotAllowed],
+        errors=[NotFound, NotAllowed, Conflict],
         action="schedule.change",
     )
     async def patch(self, call: Call, schedule_id: str) -> Any:
@@ -141,7 +141,7 @@ class Resume(ScheduleHandler):
     @endpoint(
         "schedules:write",
         answer=schedule_schemas.ScheduleRecord(),
-        errors=[NotFound, NotAllowed],
+        errors=[NotFound, NotAllowed, Conflict],
         action="schedule.resume",
     )
     async def post(self, call: Call, schedule_id: str) -> Any:

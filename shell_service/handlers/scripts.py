@@ -141,8 +141,8 @@ class Script(ScriptHandler, FilesHandler):
     async def delete(self, call: Call, script: str, owner: str | None = None) -> Any:
         """Delete a script: archive it.
 
-        It can be read, and so can its history and jobs, but not run or changed. `restore` brings it back; its name is
-        free when an administrator has purged it.
+        It can be read, and so can its history and jobs, but not run or changed, and its schedules pause. `restore`
+        brings it back; its name is free when an administrator has purged it.
         """
         what = call.caller, self.name_of(call, script, owner), self.revisions(call)
         return self.tagged(await self.change(self.said, _archive, *what))
@@ -295,7 +295,10 @@ class Restore(ScriptHandler):
         etag=True,
     )
     async def post(self, call: Call, script: str, owner: str | None = None) -> Any:
-        """Bring back a deleted script."""
+        """Bring back a deleted script.
+
+        Its schedules stay paused until they are resumed.
+        """
         name = self.name_of(call, script, owner)
         return self.tagged(await self.change(self.said, _restore, call.caller, name))
 

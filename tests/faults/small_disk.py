@@ -6,6 +6,7 @@ root: then it is also a user namespace, in which everybody keeps his own uid.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import subprocess
@@ -52,7 +53,8 @@ class SmallDisk:
         """Leave no room."""
         with self._filler.open("ab") as file:
             while room := os.statvfs(self._filler).f_bavail * os.statvfs(self._filler).f_frsize:
-                os.posix_fallocate(file.fileno(), file.tell(), room)
+                with contextlib.suppress(OSError):  # somebody else has taken some of it just now
+                    os.posix_fallocate(file.fileno(), file.tell(), room)
                 file.seek(0, os.SEEK_END)
 
     def free(self) -> None:

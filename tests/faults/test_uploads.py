@@ -33,6 +33,7 @@ class Begun:
         head += '--x\r\nContent-Disposition: form-data; name="files[]"; filename="x.sh"\r\n\r\n'
         body = head.encode() + content + b"\r\n--x--\r\n"
         settings = worker.site.settings
+        before = set(incoming(folder or settings.upload_dir))
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.connect(str(settings.socket_dir / "app_0.sock"))
         self.socket.settimeout(30)
@@ -44,7 +45,7 @@ class Begun:
             + body[: len(body) // 2]
         )
         self.rest = body[len(body) // 2 :]
-        eventually(lambda: any(path.stat().st_size for path in incoming(folder or settings.upload_dir)))
+        eventually(lambda: any(path.stat().st_size for path in {*incoming(folder or settings.upload_dir)} - before))
 
     def finish(self) -> bytes:
         """Send the rest; returns the answer."""

@@ -348,7 +348,7 @@ def test_a_layer_is_not_there_when_only_a_part_of_it_is(tmp_path: Path, monkeypa
     marker.touch()
     os.utime(marker, (0, 0))
 
-    def cut_short(path: Path) -> None:
+    def cut_short(path: Path, ignore_errors: bool) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(packages.shutil, "rmtree", cut_short)
@@ -402,7 +402,62 @@ def test_a_job_keeps_its_layer(site: Site) -> None:
             os.close(lock)
         return None in locks
 
-    job_id = given(site, {"x.sh": "sleep 600", "requirements.txt": "greet"}, timeout=2.0)
-    eventually(lambda: site.started(job_id) and used(), 30)
+    job_id = given(site, {"x.sh": "echo runs; sleep 600", "requirements.txt": "greet"}, timeout=3.0)
+    eventually(lambda: site.output_path(job_id, 1, "stdout").exists(), 30)
+    assert used()
     assert ended(site, job_id).status == "TIMEOUT"
     eventually(lambda: not used())
+
+
+def test_two_runners_make_it_once_and_wait_for_no_job(making: Packages, tmp_path: Path) -> None:
+    install = ["/bin/sh", "-c", f"cd {tmp_path}; {BUILD}", "sh"]
+    other = Packages(tmp_path / "layers", making._options, 0, "/bin/sh", install)
+
+    async def act() -> None:
+        first = make(making, tmp_path, 1, "a")
+        await asyncio.to_thread(begun, tmp_path, "a")
+        second = make(other, tmp_path, 2, "a")
+        (tmp_path / "may-a").touch()
+        async with asyncio.timeout(20):
+            layers = await first, await second  # the first is held, as by a job that goes on
+        assert layers[0].path == layers[1].path
+        begun(tmp_path, "a")
+        for layer in layers:
+            layer.close()
+
+    asyncio.run(act())
+
+
+def test_the_size_of_a_layer_is_known_before_it_is_there(making: Packages, tmp_path: Path) -> None:
+    slowly = BUILD.replace('|| exec rm -rf "$1"', '|| { until [ -e may-remove ]; do :; done; exec rm -rf "$1"; }')
+    slowly = slowly.replace('mkdir "$1";', 'mkdir "$1"; echo 1234 > "$1/x";')
+    making = Packages(
+        tmp_path / "layers", making._options, 0, "/bin/sh", ["/bin/sh", "-c", f"cd {tmp_path}; {slowly}", "sh"]
+    )
+
+    def there() -> list[Path]:
+        return [path for path in (tmp_path / "layers").iterdir() if path.is_dir() and len(path.name) == 64]
+
+    async def act() -> None:
+        task = make(making, tmp_path, 1, "a")
+        (tmp_path / "may-a").touch()
+        (layer,) = await asyncio.to_thread(eventually, there)
+        task.cancel()  # while what is left of the build is being removed
+        await asyncio.wait([task])
+        assert packages._noted_size(packages._note(layer)) == 5
+        (tmp_path / "may-remove").touch()
+        await asyncio.to_thread(eventually, lambda: packages._use(layer))
+
+    asyncio.run(act())
+
+
+def test_what_there_was_no_room_for_is_tried_again(site: Site) -> None:
+    note = site.settings.layer_dir / f"{'f' * 64}.used"
+    note.write_text(str(1 << 40))
+    try:
+        job_id = given(site, {"x.sh": "echo", "requirements.txt": "words"}, retries=1, retry_delay=3600)
+        eventually(lambda: site.transact.sql("SELECT FROM deferred_job WHERE job_id = :id AND attempt = 1", id=job_id))
+    finally:
+        note.unlink()
+    job = ended(site, given(site, {"x.sh": "echo", "requirements.txt": "nothing"}, retries=1, retry_delay=3600))
+    assert (job.status, job.attempt) == ("FAILED", 1)
