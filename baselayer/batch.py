@@ -36,7 +36,8 @@ class Batcher(Generic[Item, Result]):
     ) -> None:
         """A batch takes up to `max_items`, and none after those in it `weigh` more than `max_weight` together.
 
-        `pause` is for how many seconds after each batch the next is gathered: there are fewer of them, and larger ones.
+        `pause` is for how many seconds after a batch of several the next is gathered: where many come, there are fewer
+        batches, and larger ones; who comes alone does not wait.
         """
         self._flush = flush
         self._max_items = max_items
@@ -68,7 +69,7 @@ class Batcher(Generic[Item, Result]):
                     future.set_exception(result)
                 else:
                     future.set_result(result)
-            if self._pause:
+            if self._pause and len(batch) > 1:
                 await asyncio.sleep(self._pause)
 
     def _next(self) -> list[tuple[Item, asyncio.Future[Result]]]:

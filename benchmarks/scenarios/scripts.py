@@ -53,6 +53,8 @@ async def _versions(bench: Bench) -> list[Row]:
         other.close()
 
     await asyncio.gather(*(change() for _ in range(4)))
+    connection.close()
+    connection = await Connection.open(bench.port)  # that one was idle for long
     rows = []
     for what, path in (
         ("list the versions of", "/api/scripts/long/versions"),

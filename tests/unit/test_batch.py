@@ -66,14 +66,16 @@ def test_a_batch_that_is_heavy_enough_takes_no_more() -> None:
 def test_with_a_pause_what_comes_after_a_batch_is_gathered() -> None:
     async def main() -> None:
         flush = Flush()
-        batcher: Batcher[int, int] = Batcher(flush, pause=0.05)
-        assert await batcher.put(1) == 2
-        others = [asyncio.create_task(batcher.put(2))]
+        batcher: Batcher[int, int] = Batcher(flush, pause=0.5)
+        for item in (1, 2):
+            assert await batcher.put(item) == 2 * item  # who comes alone waits for nobody
+        assert await asyncio.gather(batcher.put(3), batcher.put(4)) == [6, 8]
+        others = [asyncio.create_task(batcher.put(5))]
         for _ in range(10):  # turns of the loop: a batch takes three of them
             await asyncio.sleep(0)
-        assert flush.batches == [[1]]
-        assert await asyncio.gather(*others, batcher.put(3)) == [4, 6]
-        assert flush.batches == [[1], [2, 3]]
+        assert flush.batches == [[1], [2], [3, 4]]
+        assert await asyncio.gather(*others, batcher.put(6)) == [10, 12]
+        assert flush.batches == [[1], [2], [3, 4], [5, 6]]
 
     asyncio.run(main())
 
