@@ -40,7 +40,6 @@ _AT_ONCE = 100  # that one transaction fires: while it is flushed to disk, and t
 _LARGE = 4_000_000  # bytes of scripts after which it takes no more
 _RETRY = timedelta(seconds=10)  # after which one is fired again whose owner had too many jobs
 _SECONDS = 1.0  # after which a transaction prepares no more: the rows of those it has are locked meanwhile
-_MOMENT = 0.05  # seconds: what is due is fired by another scheduler just now
 _ALONE = ("skip", *schedules.CANCELLING)  # of a script only one such job is stored at once
 _VERSION = and_(  # that a schedule runs of its script
     ScriptVersion.script_id == Script.id,
@@ -114,10 +113,10 @@ def due(session: Session) -> list[Part]:
 
 
 def seconds_until_due(session: Session, most: float) -> float:
-    """For how long nothing is due, as far as is known now; but at most so many seconds, and at least a moment."""
+    """For how long nothing is due, as far as is known now, but at most so many seconds; not above 0: something is."""
     wait = func.extract("epoch", func.min(Schedule.due_at) - func.clock_timestamp())
     seconds = session.scalar(select(wait).where(Schedule.due_at.is_not(None)))
-    return most if seconds is None else min(most, max(_MOMENT, float(seconds)))
+    return most if seconds is None else min(most, float(seconds))
 
 
 def _parts(rows: Sequence[Row[Any]], held: bool) -> Iterator[Part]:

@@ -36,6 +36,7 @@ _RETENTION_SECONDS = 1800.0
 _PAUSE = 0.05  # seconds between steps that remove jobs: others come in between
 _PROMOTE = 1000
 _FIRE_SECONDS = 0.0005  # that firing one schedule takes, until it is known better
+_MOMENT = 0.05  # seconds after which is looked again whether what another scheduler fires is still due
 _HOLD = 10.0  # seconds for which at most its job is held while others are fired
 _AT_ONCE = 10_000  # keys that one statement forgets
 
@@ -125,6 +126,10 @@ class Scheduler:
             await asyncio.sleep(self._settings.scheduler.tick_seconds)
 
     async def _fire(self) -> None:
+        wait = await self._database.ask(firing.seconds_until_due, self._settings.scheduler.tick_seconds)
+        if wait > 0:
+            await asyncio.sleep(wait)
+            return
         parts = await self._database.ask(firing.due)
         began, each = time.monotonic(), _FIRE_SECONDS
         fired, done, left = 0, 0, sum(len(part.ids) for part in parts)
@@ -133,9 +138,8 @@ class Scheduler:
             fired += await self._database.run(self._fire_some, part.ids, min(_HOLD, left * each) if part.held else 0.0)
             each = (time.monotonic() - began) / done
             self._failpoints.reach("scheduler.fired")
-        if not fired:  # none is due, or another scheduler fires them just now
-            tick = self._settings.scheduler.tick_seconds
-            await asyncio.sleep(await self._database.ask(firing.seconds_until_due, tick))
+        if not fired:  # another scheduler fires them just now
+            await asyncio.sleep(_MOMENT)
 
     def _fire_some(self, session: Session, ids: Sequence[int], hold: float) -> int:
         self._failpoints.reach("scheduler.before_fire")
