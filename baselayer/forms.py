@@ -165,7 +165,7 @@ class FormHandler(Handler):
 
     @property
     def body_sizes(self) -> tuple[int, int]:
-        """The most bytes of an ordinary body, or of the text in a form; and of a form with its files."""
+        """The most bytes of the text in a form, and of all of it with its files. What is no form the server bounds."""
         raise NotImplementedError
 
     @property
