@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import uuid
@@ -77,19 +78,22 @@ def test_every_change_says_what_it_is() -> None:
 
 
 def test_it_tells_of_every_change_and_refusal_and_of_nothing_else(admin: Api, stack: Stack) -> None:
-    world, address = new_world(admin), new_address()
-    # Not so many by one user, as there are more refusals than are told of one by one.
+    world = new_world(admin)
+    # Not so many by one caller, as there are more refusals than are told of one by one.
+    addresses = [new_address() for _ in range(3)]
     several = {
+        "nobody": [Api(stack.base_url, address=address) for address in addresses],
         "wrong scope": [new_person(admin, scopes=["secrets:use"]).api for _ in range(3)],
         "other": [new_person(admin).api for _ in range(3)],
     }
     expected: dict[str, tuple[Any, ...]] = {}
     silent: set[str] = set()
-    with Api(stack.base_url, address=address) as stranger:
+    with contextlib.ExitStack() as closing:
+        for stranger in several["nobody"]:
+            closing.enter_context(stranger)
         for row, (method, path, where, body, statuses) in enumerate(TABLE):
             for who, status in zip(WHO, statuses, strict=True):
-                api = stranger if who == "nobody" else world.callers[who]
-                api = several[who][row % 3] if who in several else api
+                api = several[who][row % 3] if who in several else world.callers[who]
                 answer = ask(api, method, world.fill(where), world.fill_body(body))
                 assert answer.status == status, (method, path, who, answer.body)
                 number = answer.headers["X-Request-Id"]
@@ -101,7 +105,7 @@ def test_it_tells_of_every_change_and_refusal_and_of_nothing_else(admin: Api, st
                 nobody = {"id": None, "username": None, "token": {"id": None}}
                 me = nobody if who == "nobody" else api.get("/api/user").data
                 expected[number] = (
-                    me["id"], me["username"], me["token"]["id"], address if who == "nobody" else "127.0.0.1",
+                    me["id"], me["username"], me["token"]["id"], addresses[row % 3] if who == "nobody" else "127.0.0.1",
                     ACTIONS[method, path] or "read", "ok" if status == 200 else answer.code, status,
                 )  # fmt: skip
     names = ("user_id", "username", "token_id", "address", "action", "outcome", "status")
