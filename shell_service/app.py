@@ -20,7 +20,7 @@ from baselayer.failpoint import FailPoints
 from baselayer.handler import NothingHere, RequestsAtHand
 from baselayer.listener import Listener
 from baselayer.metrics import RequestMetrics
-from shell_service import __version__, jobs, submissions
+from shell_service import __version__, jobs, runs, submissions
 from shell_service.diff import Differ
 from shell_service.handlers import ROUTES
 from shell_service.hub import Hub
@@ -31,6 +31,7 @@ from shell_service.records import Record, Records
 from shell_service.refusals import Refusals
 from shell_service.schemas import JobRules
 from shell_service.scopes import SCOPES
+from shell_service.scripts import Found
 from shell_service.secrets import Keyring
 from shell_service.settings import Settings
 from shell_service.streams import Ticker
@@ -38,7 +39,7 @@ from shell_service.submissions import Limits, Stored, Submission
 from shell_service.uploads import UploadStore
 
 _SMALL = 100_000  # characters that are written out and sent within a millisecond: on the event loop
-_RECORDS = 20  # that are read at once: each may hold some megabytes
+_RECORDS = 20  # and scripts, that are read at once: each may hold some megabytes
 _UPLOAD_THREADS = 4
 _LARGE = 4_000_000  # characters after which a transaction of several submissions takes no more
 
@@ -65,6 +66,7 @@ class App:
     singles: Batcher[Submission, Stored]  # those that no other may be stored with
     records: Records
     lookups: Batcher[Wanted, Record | None]
+    scripts: Batcher[runs.Wanted, Found]  # that are to be run
     streams: dict[int, int]  # open streams by user
     requests: RequestsAtHand
     refusals: Refusals
@@ -130,6 +132,7 @@ def make_app(
         singles=Batcher(submit, max_items=1),
         records=records,
         lookups=Batcher(partial(_look_up, database, records), max_items=_RECORDS),
+        scripts=Batcher(lambda wanted: database.fetch(runs.look_up(wanted)), max_items=_RECORDS),
         streams={},
         requests=RequestsAtHand(),
         refusals=Refusals(database, settings.server.processes),

@@ -7,15 +7,15 @@ import uuid
 from collections import namedtuple
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Row, Select, bindparam, cast, func, select, union_all
+from sqlalchemy import FromClause, Row, Select, bindparam, column, func, select, union_all
 from sqlalchemy import types as sql
-from sqlalchemy.dialects.postgresql import psycopg2
+from sqlalchemy.dialects.postgresql import ARRAY, psycopg2
 from sqlalchemy.orm import Session
 
 from baselayer.access import Caller
-from baselayer.errors import FieldErrors, InvalidRequest, NotFound
+from baselayer.errors import ApiError, FieldErrors, InvalidRequest, NotFound
 from baselayer.fields import rfc3339
 from baselayer.models import User
 from baselayer.query import Query, Rows
@@ -32,16 +32,42 @@ _COUNTED = 100  # ended jobs that figures are of
 # -- what is run -------------------------------------------------------------------------------------------------------
 
 
+class Wanted(NamedTuple):
+    """A script that a caller wants to run: this version of it, by default its newest."""
+
+    caller: Caller
+    name: Name
+    version: int | None
+
+
+_WANTED: FromClause = (
+    func.unnest(
+        bindparam("users", type_=ARRAY(sql.Integer)),
+        bindparam("admins", type_=ARRAY(sql.Boolean)),
+        bindparam("owners", type_=ARRAY(sql.Text)),
+        bindparam("names", type_=ARRAY(sql.Text)),
+        bindparam("versions", type_=ARRAY(sql.Integer)),
+    )
+    .table_valued(
+        *(column("user_id", sql.Integer), column("is_admin", sql.Boolean)),
+        *(column("owner", sql.Text), column("name", sql.Text), column("version", sql.Integer)),
+        with_ordinality="place",
+    )
+    .render_derived(name="wanted")
+)
+
+
 @functools.cache
 def _statement() -> tuple[str, type[Any]]:
     """The statement of `look_up` in the driver's form, and the type of its rows."""
-    viewer = Viewer(cast(bindparam("user_id"), sql.Integer), cast(bindparam("admin"), sql.Boolean))
-    number = func.coalesce(cast(bindparam("version"), sql.Integer), Script.version)
+    number = func.coalesce(_WANTED.c.version, Script.version)
     statement = (
-        scripts.with_level(viewer, ScriptVersion.number, *scripts.SAID)
+        scripts.with_level(
+            Viewer(_WANTED.c.user_id, _WANTED.c.is_admin), _WANTED.c.place, ScriptVersion.number, *scripts.SAID
+        )
+        .join(_WANTED, (_WANTED.c.owner == User.username) & (_WANTED.c.name == Script.name))
         .outerjoin(ScriptVersion, (ScriptVersion.script_id == Script.id) & (ScriptVersion.number == number))
         .outerjoin(Content, Content.digest == ScriptVersion.digest)
-        .where(User.username == cast(bindparam("owner"), sql.Text), Script.name == cast(bindparam("name"), sql.Text))
     )
     return str(statement.compile(dialect=psycopg2.dialect())), namedtuple("Row", statement.selected_columns.keys())
 
@@ -71,24 +97,38 @@ class Said:
         return cls(found.id, found.name, *what, notify, row.upload and row.upload.hex(), row.entrypoint)
 
 
-def look_up(caller: Caller, name: Name, version: int | None) -> Query[Found]:
-    """A script that the caller may run, with what this version of it says, by default its newest.
+def look_up(wanted: Sequence[Wanted]) -> Query[list[Found | ApiError]]:
+    """For each of these, the script with what that version of it says.
 
-    Reading the answer raises `NotFound`, `NotAllowed` or `Conflict` where he may not run that.
+    Or `NotFound`, `NotAllowed` or `Conflict` where its caller may not run that.
     """
     statement, row = _statement()
-    asked = {"user_id": caller.user_id, "admin": caller.is_admin, "version": version, **vars(name)}
+    asked = {
+        "users": [item.caller.user_id for item in wanted],
+        "admins": [item.caller.is_admin for item in wanted],
+        "owners": [item.name.owner for item in wanted],
+        "names": [item.name.name for item in wanted],
+        "versions": [item.version for item in wanted],
+    }
 
-    def read(rows: Rows) -> Found:
-        if not rows or row._make(rows[0]).level == Level.NONE:
-            raise NotFound
-        found = Found(row._make(rows[0]))
-        found.require(Level.RUN)
-        if found.row.number is None:
-            raise NotFound(f"The script {name} has no version {version}; its newest is {found.row.version}.")
-        return found
+    def read(rows: Rows) -> list[Found | ApiError]:
+        found = {made.place: Found(made) for made in map(row._make, rows)}
+        return [_may_run(item, found.get(place)) for place, item in enumerate(wanted, 1)]
 
     return Query(statement, asked, read, kept=True)
+
+
+def _may_run(wanted: Wanted, found: Found | None) -> Found | ApiError:
+    if found is None or found.level == Level.NONE:
+        return NotFound()
+    try:
+        found.require(Level.RUN)
+    except ApiError as error:
+        return error
+    if found.row.number is None:
+        newest = found.row.version
+        return NotFound(f"The script {wanted.name} has no version {wanted.version}; its newest is {newest}.")
+    return found
 
 
 @dataclass(frozen=True)

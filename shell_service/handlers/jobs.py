@@ -363,7 +363,7 @@ class Rerun(SubmitHandler):
             return None
         name = Name(*found.row.script.split("/"))
         try:
-            script = await self.app.database.fetch(runs.look_up(call.caller, name, None))
+            script = await self.app.scripts.put(runs.Wanted(call.caller, name, None))
         except NotFound:
             script = None
         if script is None or script.id != found.row.script_id:

@@ -51,7 +51,7 @@ class Run(SubmitHandler, ScriptHandler):
             wait = self.wait_of(call)
         if before := await self.made_before(call, wait):
             return before
-        found = await self.app.database.fetch(runs.look_up(call.caller, name, body["version"]))
+        found = await self.app.scripts.put(runs.Wanted(call.caller, name, body["version"]))
         said = Said.of(found, found.row)
         run = runs.make(said, body["parameters"], body["overrides"], self.app.rules.jobs, body["share_output"])
         job = submissions.new_job(call.caller.user_id, run.request, **run.origin)

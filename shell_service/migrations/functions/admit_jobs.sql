@@ -20,6 +20,7 @@ DECLARE
   v_admitted boolean := false;
 BEGIN
   FOREACH v_script IN ARRAY p_scripts LOOP
+    CONTINUE WHEN NOT EXISTS (SELECT FROM deferred_job w WHERE w.script_id = v_script AND w.run_at = 'infinity');
     SELECT CASE s.overlap WHEN 'parallel' THEN s.max_running ELSE 1 END, s.turn INTO v_most, v_turn
     FROM script s WHERE s.id = v_script;
     IF v_most IS NULL THEN

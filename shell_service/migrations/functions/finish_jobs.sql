@@ -51,6 +51,8 @@ BEGIN
     v_fences := v_fences || e.fence;
   END LOOP;
   PERFORM tell_jobs('F', v_jobs);
-  PERFORM admit_jobs(v_scripts);
+  IF v_scripts <> '{}' THEN
+    PERFORM admit_jobs(v_scripts);
+  END IF;
   RETURN v_fences;
 END $$;

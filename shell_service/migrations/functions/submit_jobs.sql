@@ -52,13 +52,18 @@ DECLARE
   v_timeout float8 := p_defaults ->> 'timeout';
   v_own_limits jsonb[] := '{}';     -- by n + 1, where a user has his own
   v_own_timeouts float8[] := '{}';
+  v_unbounded int[] := '{}';        -- scripts of which as many may run at once as there are: nothing waits for a turn
   v_overlap text;
   v_others uuid[];
 BEGIN
   PERFORM pg_advisory_xact_lock(7200, u.user_id)
   FROM (SELECT DISTINCT r.user_id FROM json_to_recordset(p_submissions) AS r(user_id int) ORDER BY 1) AS u;
 
-  PERFORM lock_scripts(p_scripts);
+  IF p_scripts <> '{}' THEN
+    PERFORM lock_scripts(p_scripts);
+    v_unbounded := ARRAY(SELECT c.id FROM script c
+      WHERE c.id = ANY (p_scripts) AND c.overlap = 'parallel' AND c.max_running IS NULL);
+  END IF;
 
   -- A statement of its own, as it sees what was there when the locks were had.
   FOR s IN
@@ -207,6 +212,9 @@ BEGIN
       run_at timestamptz, retries smallint, retry_delay float8, on_lost text,
       created_at timestamptz, ord bigint, deferred boolean, held_until timestamptz)
     WHERE r.n <> ALL (v_refused)),
+  placed AS MATERIALIZED (
+    SELECT id, user_id, ord, script_id, CASE WHEN deferred THEN run_at WHEN held_until IS NOT NULL THEN held_until
+      WHEN script_id IS NOT NULL AND script_id <> ALL (v_unbounded) THEN 'infinity' END AS run_at FROM new),
   stored AS (
     INSERT INTO job (id, user_id, name, priority, code, upload, entrypoint, shell, args, env, stdin, timeout, limits, network,
                      secrets, secrets_in_env, secret_env, script_id, script, script_version, parameters, share_output,
@@ -219,18 +227,20 @@ BEGIN
            run_at, retries, retry_delay, on_lost, created_at, created_at FROM new),
   later AS (
     INSERT INTO deferred_job (job_id, user_id, ord, run_at, script_id)
-    SELECT id, user_id, ord, CASE WHEN deferred THEN run_at ELSE coalesce(held_until, 'infinity') END, script_id
-    FROM new WHERE deferred OR script_id IS NOT NULL),
+    SELECT id, user_id, ord, run_at, script_id FROM placed WHERE run_at IS NOT NULL),
   counted AS (
     INSERT INTO submission_count AS c (user_id, minute, submitted, before, queued)
     SELECT t.user_id, v_minute, t.taken, 0, t.queued FROM unnest(v_users, v_taken, v_counts) AS t(user_id, taken, queued)
     ON CONFLICT (user_id) DO UPDATE SET minute = excluded.minute, queued = excluded.queued,
       submitted = excluded.submitted + CASE WHEN c.minute = excluded.minute THEN c.submitted ELSE 0 END,
       before = CASE excluded.minute - c.minute WHEN 0 THEN c.before WHEN 1 THEN c.submitted ELSE 0 END)
-  INSERT INTO ready_job (job_id, user_id, ord) SELECT id, user_id, ord FROM new WHERE NOT deferred AND script_id IS NULL;
+  INSERT INTO ready_job (job_id, user_id, ord, script_id)
+  SELECT id, user_id, ord, script_id FROM placed WHERE run_at IS NULL;
   IF FOUND THEN
     PERFORM pg_notify('ready', '');
   END IF;
-  PERFORM admit_jobs(p_scripts);
+  IF p_scripts <> '{}' THEN
+    PERFORM admit_jobs(p_scripts);
+  END IF;
   PERFORM write_audit(v_audit);
 END $$;
