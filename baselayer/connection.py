@@ -69,7 +69,8 @@ class Connection:
             name = f"kept_{len(self._kept)}"
             numbers = {each: f"${number}" for number, each in enumerate(names, 1)}
             await self._ask(f"PREPARE {name} AS {sql % numbers}", None)
-            self._kept[sql] = f"EXECUTE {name} ({', '.join(f'%({each})s' for each in numbers)})"
+            values = ", ".join(f"%({each})s" for each in numbers)
+            self._kept[sql] = f"EXECUTE {name} ({values})" if numbers else f"EXECUTE {name}"
         return self._kept[sql]
 
     async def _ask(self, sql: str, parameters: Mapping[str, Any] | None) -> list[tuple[Any, ...]]:

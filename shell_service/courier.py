@@ -37,7 +37,7 @@ class Courier:
 
     async def round(self) -> int:
         """Send what is due, some at once; returns how many that were."""
-        if not await self._database.ask(webhooks.any_due):
+        if not await self._database.fetch(webhooks.any_due()):
             return 0
         deliveries = await self._database.run(webhooks.take, self._keyring)
         self._failpoints.reach("courier.taken")

@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session
 from baselayer.errors import ApiError, InvalidRequest, LimitReached, NotAllowed
 from baselayer.fields import rfc3339
 from baselayer.models import User
+from baselayer.query import Query, Rows
 from baselayer.visibility import Viewer
 from shell_service import runs, schedules, scripts, submissions
 from shell_service.audit import Entry
@@ -112,11 +113,15 @@ def due(session: Session) -> list[Part]:
     return [*_parts(first, False), *_parts(others, True)]
 
 
-def seconds_until_due(session: Session, most: float) -> float:
+def seconds_until_due(most: float) -> Query[float]:
     """For how long nothing is due, as far as is known now, but at most so many seconds; not above 0: something is."""
-    wait = func.extract("epoch", func.min(Schedule.due_at) - func.clock_timestamp())
-    seconds = session.scalar(select(wait).where(Schedule.due_at.is_not(None)))
-    return most if seconds is None else min(most, float(seconds))
+
+    def read(rows: Rows) -> float:
+        seconds = rows[0][0]
+        return most if seconds is None else min(most, float(seconds))
+
+    statement = "SELECT extract(epoch FROM min(due_at) - statement_timestamp()) FROM schedule"
+    return Query(statement, {}, read, kept=True)
 
 
 def _parts(rows: Sequence[Row[Any]], held: bool) -> Iterator[Part]:

@@ -218,6 +218,12 @@ def cancel(session: Session, job_ids: Sequence[uuid.UUID], by: str, audit: Entry
     )
 
 
+def any_due() -> Query[bool]:
+    """Whether there is anything for `promote` now."""
+    statement = "SELECT EXISTS (SELECT FROM deferred_job WHERE run_at <= statement_timestamp())"
+    return Query(statement, {}, lambda rows: bool(rows[0][0]), kept=True)
+
+
 def promote(session: Session, limit: int = 1000) -> int:
     """Move up to `limit` jobs whose time has come on from there; return how many there were."""
     return session.scalar(text("SELECT promote_jobs(:limit)"), {"limit": limit}) or 0

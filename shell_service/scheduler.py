@@ -122,11 +122,12 @@ class Scheduler:
                 duty.cancel()
 
     async def _promote(self) -> None:
-        if await self._database.ask(queue.promote, _PROMOTE) < _PROMOTE:
+        due = await self._database.fetch(queue.any_due())
+        if not due or await self._database.ask(queue.promote, _PROMOTE) < _PROMOTE:
             await asyncio.sleep(self._settings.scheduler.tick_seconds)
 
     async def _fire(self) -> None:
-        wait = await self._database.ask(firing.seconds_until_due, self._settings.scheduler.tick_seconds)
+        wait = await self._database.fetch(firing.seconds_until_due(self._settings.scheduler.tick_seconds))
         if wait > 0:
             await asyncio.sleep(wait)
             return
@@ -186,7 +187,7 @@ class Scheduler:
         return removed
 
     async def _seal(self) -> None:
-        self._marked = self._marked or await self._database.ask(seals.mark)
+        self._marked = self._marked or await self._database.fetch(seals.mark())
         if self._marked is not None and await self._database.run(seals.seal, self._marked):
             self._marked = None
         await asyncio.sleep(_SEAL_SECONDS)

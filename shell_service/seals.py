@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from baselayer.query import Query
+
 AT_ONCE = 20_000  # entries of a seal
 
 
@@ -27,22 +29,21 @@ class Mark:
     horizon: int
 
 
-def mark(session: Session) -> Mark | None:
+def mark() -> Query[Mark | None]:
     """The newest entry of now; None where all are sealed. write_audit takes care that no older one comes later."""
-    row = session.execute(
-        text(
-            """
-            SELECT least(newest.id, sealed.id + :most) AS id,
-              -- A number of its own is above those of all that have begun to write; the snapshot's end is not.
-              CAST(CAST(pg_current_xact_id() AS text) AS bigint) AS horizon
-            FROM (SELECT coalesce(max(id), 0) AS id FROM audit) AS newest,
-              (SELECT coalesce(max(last_id), 0) AS id FROM audit_seal) AS sealed
-            WHERE newest.id > sealed.id
-            """
-        ),
+    return Query(
+        """
+        SELECT least(newest.id, sealed.id + CAST(%(most)s AS int)) AS id,
+          -- A number of its own is above those of all that have begun to write; the snapshot's end is not.
+          CAST(CAST(pg_current_xact_id() AS text) AS bigint) AS horizon
+        FROM (SELECT coalesce(max(id), 0) AS id FROM audit) AS newest,
+          (SELECT coalesce(max(last_id), 0) AS id FROM audit_seal) AS sealed
+        WHERE newest.id > sealed.id
+        """,
         {"most": AT_ONCE},
-    ).first()
-    return Mark(row.id, row.horizon) if row else None
+        lambda rows: Mark(*rows[0]) if rows else None,
+        kept=True,
+    )
 
 
 def seal(session: Session, marked: Mark) -> bool:

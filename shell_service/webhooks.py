@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session
 
 from baselayer.access import Caller
 from baselayer.fields import rfc3339
+from baselayer.query import Query
 from shell_service import jobs
 from shell_service.jobs import public_id
 from shell_service.secrets import Broken, Keyring
@@ -96,9 +97,10 @@ _ABOUT = text(
 )
 
 
-def any_due(session: Session) -> bool:
+def any_due() -> Query[bool]:
     """Whether anything is to be delivered now."""
-    return bool(session.scalar(text("SELECT EXISTS (SELECT FROM delivery WHERE due_at <= clock_timestamp())")))
+    statement = "SELECT EXISTS (SELECT FROM delivery WHERE due_at <= statement_timestamp())"
+    return Query(statement, {}, lambda rows: bool(rows[0][0]), kept=True)
 
 
 def take(session: Session, keyring: Keyring) -> list[Delivery]:

@@ -98,7 +98,7 @@ def database(roles: Roles) -> Iterator[str]:
 def log(transact: Transactions) -> None:
     """Write an entry, and seal it."""
     transact(audit.write([Entry("user.change", "somebody", username="alice")]).on)
-    marked = transact(seals.mark)
+    marked = transact(seals.mark().on)
     assert marked is not None and transact(seals.seal, marked)
 
 

@@ -21,7 +21,7 @@ def write(transact: Transactions, count: int = 1, name: str = "somebody") -> Non
 
 
 def seal_all(transact: Transactions) -> None:
-    while marked := transact(seals.mark):
+    while marked := transact(seals.mark().on):
         assert transact(seals.seal, marked)
 
 
@@ -88,7 +88,7 @@ def test_nothing_is_sealed_before_what_began_earlier_has_ended(transact: Transac
     with Session(transact.engine) as slow:
         audit.write([Entry("user.change", "slow")]).on(slow)  # has the lower number, and is not committed yet
         write(transact, 1, "fast")
-        marked = transact(seals.mark)
+        marked = transact(seals.mark().on)
         assert marked is not None and not transact(seals.seal, marked)
         slow.commit()
     assert transact(seals.seal, marked)
@@ -102,7 +102,7 @@ def test_nor_where_it_began_later_than_what_has_ended(transact: Transactions) ->
         audit.write([Entry("user.change", "slow")]).on(slow)
         audit.write([Entry("user.change", "fast")]).on(fast)
         fast.commit()
-        marked = transact(seals.mark)
+        marked = transact(seals.mark().on)
         assert marked is not None and not transact(seals.seal, marked)
         slow.commit()
     seal_all(transact)
@@ -112,7 +112,7 @@ def test_nor_where_it_began_later_than_what_has_ended(transact: Transactions) ->
 
 def test_of_two_who_seal_one_does(transact: Transactions) -> None:
     write(transact, 3)
-    marked = transact(seals.mark)
+    marked = transact(seals.mark().on)
     assert marked is not None
     with ThreadPoolExecutor(4) as threads:
         assert all(threads.map(lambda _: transact(seals.seal, marked), range(8)))
@@ -134,7 +134,7 @@ def test_sealing_while_many_write_misses_nothing(transact: Transactions) -> None
 
     def sealer(_: int) -> None:
         while not over.is_set():
-            if marked := transact(seals.mark):
+            if marked := transact(seals.mark().on):
                 while not transact(seals.seal, marked):
                     pass  # what began before the mark has not ended yet
             if transact.scalar("SELECT count(*) FROM audit_seal") > 3:

@@ -413,13 +413,13 @@ def test_what_is_held_begins_at_its_time_and_counts_before(transact: Transaction
 
 
 def test_the_next_look_is_when_something_is_due(transact: Transactions, alice: Caller) -> None:
-    assert transact(firing.seconds_until_due, 1.5) == 1.5
+    assert transact(firing.seconds_until_due(1.5).on) == 1.5
     number = schedule(transact, alice)
     transact.sql("UPDATE schedule SET due_at = now() + interval '1 hour' WHERE id = :id", id=number)
-    assert transact(firing.seconds_until_due, 1.5) == 1.5
-    assert 3500 < transact(firing.seconds_until_due, 1e6) <= 3600
+    assert transact(firing.seconds_until_due(1.5).on) == 1.5
+    assert 3500 < transact(firing.seconds_until_due(1e6).on) <= 3600
     transact.sql("UPDATE schedule SET due_at = now() - interval '1 hour' WHERE id = :id", id=number)
-    assert transact(firing.seconds_until_due, 1.5) < 0
+    assert transact(firing.seconds_until_due(1.5).on) < 0
 
 
 def test_those_of_one_script_share_what_it_says_and_nothing_else(transact: Transactions, alice: Caller) -> None:
