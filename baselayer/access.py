@@ -20,14 +20,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import func, literal, or_, select, update
+from sqlalchemy import func, literal, or_, update
 from sqlalchemy.orm import Session
 
 from baselayer import token as tokens
 from baselayer.batch import Batcher
 from baselayer.database import Database
 from baselayer.errors import LimitReached, NotAllowed, NotAuthenticated
-from baselayer.models import Token, User
+from baselayer.models import Token
+from baselayer.query import Query
 from baselayer.visibility import Viewer
 from baselayer.waiting import repeat
 
@@ -181,7 +182,7 @@ class Authenticator:
         self._known.clear()
 
     async def _look_up(self, digests: list[bytes]) -> list[Caller | Exception | None]:
-        found = {row[0]: row for row in await self._database.ask(_select_callers, digests)}
+        found = {row[0]: row for row in await self._database.fetch(_callers(digests))}
         rows = [found.get(digest) for digest in digests]
         return [
             self._caller(row) if row and hmac.compare_digest(row[0], digest) else None
@@ -229,13 +230,13 @@ class Authenticator:
             await self._database.run(_mark_used, list(used))
 
 
-def _select_callers(session: Session, digests: list[bytes]) -> list[tuple[Any, ...]]:
+def _callers(digests: list[bytes]) -> Query[list[tuple[Any, ...]]]:
     statement = (
-        select(Token.digest, Token.id, Token.scopes, Token.expires_at, User.id, User.username, User.role)
-        .join(User, User.id == Token.user_id)
-        .where(Token.digest.in_(digests), User.active, or_(Token.expires_at.is_(None), Token.expires_at > func.now()))
+        "SELECT t.digest, t.id, t.scopes, t.expires_at, u.id, u.username, u.role"
+        ' FROM token t JOIN "user" u ON u.id = t.user_id WHERE t.digest = ANY (CAST(%(digests)s AS bytea[]))'
+        " AND u.active AND (t.expires_at IS NULL OR t.expires_at > now())"
     )
-    return [(bytes(row[0]), *row[1:]) for row in session.execute(statement)]
+    return Query(statement, {"digests": digests}, lambda rows: [(bytes(row[0]), *row[1:]) for row in rows], kept=True)
 
 
 def _mark_used(session: Session, token_ids: list[int]) -> None:

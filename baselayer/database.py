@@ -64,7 +64,7 @@ _MOST_WAITING = 64  # for each thread, on behalf of one; and four times as many 
 # Of what `fetch` asks: plans are kept while tables grow from nothing, and only walks along an index are right at both
 # ends of that.
 _KEPT_PLANS = "plan_cache_mode=force_generic_plan", "enable_seqscan=off", "enable_hashjoin=off", "enable_mergejoin=off"
-_DIRECT = 2  # connections of `fetch`: one statement is short, and most of a process's are gathered into few
+_DIRECT = 3  # connections of `fetch`: one statement is short, and most of a process's are gathered into few
 
 
 def _state(error: BaseException | None) -> str:

@@ -311,12 +311,14 @@ def test_no_more_than_some_at_once(stack: Stack, alice: Api, bob: Api) -> None:
         f"POST /api/jobs HTTP/1.1\r\nHost: localhost\r\nAuthorization: token {alice.token}\r\n"
         "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000000\r\n\r\n--x\r\n"
     )
-    most, script = stack.settings.uploads.at_once * stack.settings.server.processes, {"x.sh": b"echo"}
+    settings, script = stack.settings, {"x.sh": b"echo"}
     assert send(bob, script, entrypoint="x.sh", delay="3600").status == 200  # so that it is there
     with nothing_kept(stack), ExitStack() as open_ones:
-        for _ in range(2 * most):  # those that are too many are refused: then each worker has all that it may
-            connection = socket.create_connection(("127.0.0.1", stack.settings.server.port))
-            open_ones.enter_context(connection).sendall(head.encode())
+        for number in range(settings.server.processes):
+            for _ in range(settings.uploads.at_once):
+                connection = open_ones.enter_context(socket.socket(socket.AF_UNIX))
+                connection.connect(str(settings.socket_dir / f"app_{number}.sock"))
+                connection.sendall(head.encode())
         refusal = eventually(lambda: (seen := send(alice, script, entrypoint="x.sh")).status == 429 and seen)
         assert (refusal.code, refusal.headers["Retry-After"]) == ("limit_reached", "5")
         assert send(bob, script, entrypoint="x.sh", delay="3600").status == 200

@@ -110,7 +110,7 @@ def test_many_at_once_share_few_connections(use: Any, transact: Transactions) ->
 
     found = use(act)
     assert [number for number, _ in found] == list(range(100)), "each gets the answer to his own"
-    assert len({pid for _, pid in found}) <= 2
+    assert len({pid for _, pid in found}) <= 3
 
 
 def test_a_mistake_of_ours_is_told_as_it_is_and_leaves_the_connection_usable(use: Any) -> None:
