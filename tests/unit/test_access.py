@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given
@@ -17,9 +17,12 @@ from baselayer import token as tokens
 from baselayer.access import EVERY_SCOPE, Authenticator, Caller, Throttle, network_of
 from baselayer.errors import LimitReached, NotAllowed, NotAuthenticated
 from baselayer.models import Base, Token, User
+from baselayer.query import Query
 from baselayer.visibility import Viewer, visible
 from shell_service.models import Group, Job, Schedule, Script
 from shell_service.scopes import MEANINGS, SCOPES
+
+R = TypeVar("R")
 
 scopes = st.lists(st.sampled_from([*MEANINGS, "made:up"]))
 
@@ -168,14 +171,12 @@ class Rows:
         self.asked = 0
         self.answer: asyncio.Event | None = None  # when to answer; at once without
 
-    async def run(self, function: Any, digests: list[bytes]) -> list[tuple[Any, ...]]:
+    async def fetch(self, query: Query[R]) -> R:
         self.asked += 1
-        found = [self.rows[digest] for digest in digests if digest in self.rows]
+        found = [self.rows[digest] for digest in query.parameters["digests"] if digest in self.rows]
         if self.answer:
             await self.answer.wait()
-        return found
-
-    ask = run
+        return query.read(found)
 
     def add(self, **fields: Any) -> str:
         token = tokens.mint()
