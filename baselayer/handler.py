@@ -11,7 +11,7 @@ import asyncio
 import functools
 import logging
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
@@ -275,8 +275,8 @@ class Handler(web.RequestHandler):
             raise errors.InvalidRequest.of(messages, noun) from None
 
     def _check_query(self, schema_type: type[Schema] | None) -> dict[str, Any]:
-        if schema_type is None and not self.request.query_arguments:
-            return {}
+        if not self.request.query_arguments and not _required(schema_type):
+            return {**_unasked(schema_type)}
         schema = checker(schema_type)
         if len(self.request.query_arguments) > _MOST_PARAMETERS:
             raise errors.InvalidRequest("There are too many query parameters.")
@@ -438,5 +438,12 @@ def checker(schema_type: type[Schema] | None) -> Schema:
     return (schema_type or Schema)(unknown=marshmallow.RAISE)
 
 
+@functools.cache
 def _required(schema_type: type[Schema] | None) -> bool:
     return any(item.required for item in checker(schema_type).fields.values())
+
+
+@functools.cache
+def _unasked(schema_type: type[Schema] | None) -> Mapping[str, Any]:
+    """What a query without parameters stands for. Most are such, and loading it takes longer than a copy."""
+    return checker(schema_type).load({})

@@ -89,15 +89,15 @@ class Records:
     def of_new(self, job: NewJob, caller: Caller, given: Mapping[str, float]) -> Record:
         """The record of a job that has just been stored. `given` is what it got where it asked for nothing."""
         values = vars(job)
-        at = rfc3339(job.run_at)
+        at, created_at = rfc3339(job.run_at), rfc3339(job.created_at)
         return {
             "id": public_id(job.name, job.id),
             "submitter_id": job.user_id,
             "submitter": caller.username,
             "status": "PENDING",
             "attempt": 0,
-            "created_at": rfc3339(job.created_at),
-            "modified": rfc3339(job.created_at),
+            "created_at": created_at,
+            "modified": created_at,
             "run_at": at,
             "schedule": job.schedule_id,
             "fired_for": rfc3339(job.fired_for),
