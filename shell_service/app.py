@@ -39,7 +39,8 @@ from shell_service.submissions import Limits, Stored, Submission
 from shell_service.uploads import UploadStore
 
 _SMALL = 100_000  # characters that are written out and sent within a millisecond: on the event loop
-_RECORDS = 20  # and scripts, that are read at once: each may hold some megabytes
+_RECORDS = 20  # that are read at once: each may hold some megabytes
+_SCRIPTS = 8  # that are looked up at once: of a megabyte each they hold up the event loop for 3 ms, 20 for 22
 _UPLOAD_THREADS = 4
 _LARGE = 4_000_000  # characters after which a transaction of several submissions takes no more
 
@@ -132,7 +133,7 @@ def make_app(
         singles=Batcher(submit, max_items=1),
         records=records,
         lookups=Batcher(partial(_look_up, database, records), max_items=_RECORDS),
-        scripts=Batcher(lambda wanted: database.fetch(runs.look_up(wanted)), max_items=_RECORDS),
+        scripts=Batcher(lambda wanted: database.fetch(runs.look_up(wanted)), max_items=_SCRIPTS),
         streams={},
         requests=RequestsAtHand(),
         refusals=Refusals(database, settings.server.processes),
