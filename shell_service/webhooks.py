@@ -81,7 +81,7 @@ _TAKE = text(
     due AS MATERIALIZED (
       SELECT d.id FROM (SELECT user_id FROM whose WHERE user_id IS NOT NULL ORDER BY random()) AS s
       CROSS JOIN LATERAL (
-        SELECT e.id FROM delivery e WHERE e.user_id = s.user_id AND e.due_at <= clock_timestamp()
+        SELECT e.id FROM delivery e WHERE e.user_id = s.user_id AND e.due_at <= statement_timestamp()
         ORDER BY e.due_at LIMIT :each FOR UPDATE SKIP LOCKED) AS d
       LIMIT :most)
     UPDATE delivery d SET attempts = attempts + 1, due_at = clock_timestamp() + make_interval(secs => :lease)

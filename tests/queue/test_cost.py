@@ -15,7 +15,16 @@ from shell_service import liveness, queue, submissions
 from shell_service.queue import Fenced, Result
 from shell_service.submissions import Submission
 from tests.database import Transactions
-from tests.factories import JOB_LIMITS, LIMITS, Enlisted, NewJobFactory, add_jobs, add_runner, add_user
+from tests.factories import (
+    JOB_LIMITS,
+    LIMITS,
+    Enlisted,
+    NewJobFactory,
+    add_jobs,
+    add_runner,
+    add_script,
+    add_user,
+)
 
 _QUEUE = "('ready_job', 'deferred_job', 'running_job', 'job', 'idempotency_key')"
 
@@ -152,6 +161,29 @@ def test_other_moves_read_their_own_rows_only(transact: Transactions, runner: En
     for name, move in moves.items():
         read = rows_read(transact, move)
         assert sum(read.values()) <= 60, (name, read)
+
+
+@pytest.mark.parametrize("looked_at", ["before", "after"])
+def test_promoting_reads_what_is_due(transact: Transactions, looked_at: str) -> None:
+    """And not what waits for tomorrow."""
+    user = transact(add_user)
+    scripts = [transact(add_script, user, "parallel"), transact(add_script, user)]
+    transact.sql("ALTER TABLE deferred_job SET (autovacuum_enabled = off)")
+    with transact.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE"))
+        for script, count, when in ((None, 50_000, 86_400), *((script, 10, 0) for script in (None, *scripts))):
+            transact.sql(
+                "INSERT INTO deferred_job (job_id, user_id, ord, run_at, script_id) SELECT gen_random_uuid(), :user, n,"
+                " now() + make_interval(secs => :when), CAST(:script AS int) FROM generate_series(1, :count) AS n",
+                user=user, when=when, script=script, count=count,
+            )  # fmt: skip
+        if looked_at == "after":
+            connection.execute(text("VACUUM ANALYZE"))
+    read = rows_read(transact, queue.promote)
+    assert read["deferred_job"] <= 200
+    assert transact(queue.promote) == 30
+    assert transact.scalar("SELECT count(*) FROM ready_job") == 10 + 10 + 1  # of the last, one after the other
+    transact.sql("TRUNCATE deferred_job, ready_job")  # of jobs that there are not
 
 
 def test_a_cancel_reads_what_it_cancels(transact: Transactions, user: int) -> None:
