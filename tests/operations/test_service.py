@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -204,6 +205,21 @@ def test_ctrl_c_stops_everything_and_data_stays(own: Stack) -> None:
     own.start()
     assert own.client(token).get("/api/user").json()["data"]["username"] == "admin"
     assert not counts.exists()  # metrics are those of this start
+
+
+def test_everybody_is_answered_while_everything_stops() -> None:
+    """Who waits for a job, with what it is then; who comes now, with 503, as long as there is anything left to stop."""
+    with Stack(**{**QUICK, "runner": {"drain_seconds": 3}}, closed=True) as own, ThreadPoolExecutor(2) as threads:
+        client = own.client()
+        waiting = threads.submit(own.client().post, "/api/jobs?wait=60", json={"code": "sleep 60"}, timeout=70)
+        eventually(lambda: client.get("/api/jobs?status=RUNNING").json()["data"])
+        stopping = threads.submit(own.stop)
+        refused = eventually(lambda: (seen := client.get("/api/user")).status_code == 503 and seen)
+        assert "Retry-After" in refused.headers
+        answer = waiting.result(20)
+        assert (answer.status_code, answer.json()["data"]["status"]) == (200, "RUNNING")
+        assert stopping.result(60) == 0
+        assert left_of(own) == []
 
 
 def test_the_verb_stop_waits_until_all_is_gone(own: Stack) -> None:
