@@ -32,8 +32,8 @@ def processes_of(site: Site) -> list[tuple[int, str]]:
         uid = int(status["Uid"].split()[0])
         if os.geteuid() == 0:
             ours = uid == site.settings.sandbox.uid_base + USER
-        else:  # itself, or one of those in /etc/subuid: not root's, whose tests may run beside
-            ours = uid < 1 << 30 and (marked or status["Name"].startswith("job-"))
+        else:  # itself, or one of those in /etc/subuid: neither root nor of his tests, which may run beside
+            ours = 0 < uid < 1 << 30 and (marked or status["Name"].startswith("job-"))
         if ours and not status["State"].startswith("Z"):
             found.append((int(entry.name), status["Name"]))
     return found
