@@ -112,6 +112,7 @@ class Items(fields.List):
     ) -> None:
         self._number = validate.Length(min=low or None, max=high)
         self.json_schema = {"uniqueItems": True} if unique else {}
+        kwargs["error_messages"] = {"invalid": "Must be a list."}
         super().__init__(inner, validate=[self._number, *([_each_once] if unique else [])], **kwargs)
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> list[Any]:
@@ -130,6 +131,7 @@ class Pairs(fields.Dict):
 
     def __init__(self, keys: fields.Field[Any], values: fields.Field[Any], *, high: int, **kwargs: Any) -> None:
         self._number = validate.Length(max=high)
+        kwargs["error_messages"] = {"invalid": "Must be an object."}
         super().__init__(keys=keys, values=values, validate=self._number, **kwargs)
 
     def _deserialize(
@@ -144,6 +146,7 @@ class Pairs(fields.Dict):
 class Request(Schema):
     """A part of a request. However many fields it is given, only a few are looked at and named as unknown."""
 
+    error_messages = {"type": "Must be an object."}
     _MOST_FIELDS = 100
 
     @pre_load

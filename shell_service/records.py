@@ -145,7 +145,7 @@ def _record(
         "upload": row.upload and bytes(row.upload).hex(),
         "entrypoint": row.entrypoint,
         "shell": row.shell,
-        "args": row.args,
+        "args": row.args if own or not row.parameters else None,  # among them are values of parameters
         "env": row.env if own or row.env is None else dict.fromkeys(row.env),
         "timeout": row.timeout,
         "limits": {name: row.limits.get(name) for name in NAMES},

@@ -414,7 +414,10 @@ class JobRecord(Schema):
     args = fields.List(
         fields.String(),
         allow_none=True,
-        metadata=about("Positional arguments; null in lists where they take more than 1,024 bytes of JSON."),
+        metadata=about(
+            "Positional arguments; null in lists where they take more than 1,024 bytes of JSON, and for others than the"
+            " owner where a script's parameters are among them."
+        ),
     )
     env = fields.Dict(
         keys=fields.String(),
@@ -465,7 +468,9 @@ class JobRecord(Schema):
     stderr_bytes = nullable(fields.Integer, "Bytes kept of standard error.")
     output_truncated = nullable(fields.Boolean, "Whether more was printed than is kept.")
     artifacts = nullable(fields.Integer, "Files kept of what it left in /job/artifacts.")
-    artifacts_bytes = nullable(fields.Integer, "Bytes that they take.")
+    artifacts_bytes = nullable(
+        fields.Integer, "Bytes that they take as they are kept: up to a kibibyte more for each file."
+    )
     artifacts_truncated = nullable(
         fields.Boolean, "Whether it left more than is kept: too much, too many, or what is no plain file."
     )

@@ -157,4 +157,4 @@ def test_every_unknown_field_is_named_unless_there_are_far_too_many() -> None:
     many = {str(number): 0 for number in range(101)}
     assert schema.validate(many) == {"_schema": ["Must have at most 100 fields."]}
     assert schema.validate({"items": [many]}) == {"items": {0: {"_schema": ["Must have at most 100 fields."]}}}
-    assert schema.validate({"items": [5]}) == {"items": {0: {"_schema": ["Invalid input type."]}}}
+    assert schema.validate({"items": [5]}) == {"items": {0: {"_schema": ["Must be an object."]}}}
