@@ -11,7 +11,7 @@ SET enable_hashjoin = off
 AS $$
 DECLARE
   v_scripts int[];
-  v_unbounded int[];  -- of these, those of which as many may run at once as there are: their jobs wait for no turn
+  v_unbounded int[];
   v_ready int;
   v_waiting int;
 BEGIN
@@ -19,8 +19,7 @@ BEGIN
     SELECT w.script_id FROM deferred_job w WHERE w.run_at <= statement_timestamp() ORDER BY w.run_at, w.job_id LIMIT p_limit
   ) AS d WHERE d.script_id IS NOT NULL);
   PERFORM lock_scripts(v_scripts);
-  v_unbounded := ARRAY(SELECT c.id FROM script c
-    WHERE c.id = ANY (v_scripts) AND c.overlap = 'parallel' AND c.max_running IS NULL);
+  v_unbounded := unbounded_scripts(v_scripts);
   WITH due AS (
     DELETE FROM deferred_job WHERE job_id IN (
       SELECT w.job_id FROM deferred_job w

@@ -52,7 +52,7 @@ DECLARE
   v_timeout float8 := p_defaults ->> 'timeout';
   v_own_limits jsonb[] := '{}';     -- by n + 1, where a user has his own
   v_own_timeouts float8[] := '{}';
-  v_unbounded int[] := '{}';        -- scripts of which as many may run at once as there are: nothing waits for a turn
+  v_unbounded int[] := '{}';
   v_overlap text;
   v_others uuid[];
 BEGIN
@@ -61,8 +61,7 @@ BEGIN
 
   IF p_scripts <> '{}' THEN
     PERFORM lock_scripts(p_scripts);
-    v_unbounded := ARRAY(SELECT c.id FROM script c
-      WHERE c.id = ANY (p_scripts) AND c.overlap = 'parallel' AND c.max_running IS NULL);
+    v_unbounded := unbounded_scripts(p_scripts);
   END IF;
 
   -- A statement of its own, as it sees what was there when the locks were had.
