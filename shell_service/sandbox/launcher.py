@@ -42,9 +42,10 @@ if TYPE_CHECKING:
 
 
 #: How nice a user's session is whose jobs are few, or a crowd; with jobs in between it stays as it is. The kernel gives
-#: it a tenth, or a thirtieth, of what one of the service's own has: sessions may be as many as there are slots.
+#: it a twentieth, or a seventieth, of what the service's own has, and less than a half of what its runners' have: there
+#: may be as many of these sessions as there are slots.
 FEW, CROWD = 2, 4
-FEW_NICE, CROWD_NICE = 10, 15
+FEW_NICE, CROWD_NICE = 14, 19
 
 
 def main(fd: int) -> None:
