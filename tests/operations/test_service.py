@@ -93,6 +93,7 @@ def test_whoever_waits_for_an_answer_comes_first(stack: Stack) -> None:
     pids = stack.pids()
     names = ("app_00", "scheduler", "runner_00")
     assert [os.getpriority(os.PRIO_PROCESS, pids[name]) for name in names] == [0, 5, 5]
+    assert [os.getsid(pids[name]) == pids[name] for name in names] == [False, True, True]
 
 
 def test_only_nginx_listens_and_only_where_it_is_told(stack: Stack) -> None:

@@ -25,9 +25,10 @@ print(share.read_text().split()[-1] if share.exists() else "")
 ORPHAN = f"""
 import os, select
 os.setsid()
+parent = os.pidfd_open(os.getpid())
 if os.fork():
     os._exit(0)
-select.select([os.pidfd_open(os.getppid())], [], [])
+select.select([parent], [], [])
 os.setpgid(0, 0)
 {TELL}
 """
