@@ -13,7 +13,7 @@ from functools import partial
 
 from baselayer.failpoint import FailPoints
 from baselayer.share import LoopShare
-from shell_service import artifacts, ends
+from shell_service import artifacts, ends, packages
 from shell_service.capture import Capture, MaskedCapture
 from shell_service.ends import Ending
 from shell_service.journal import Journal
@@ -94,6 +94,7 @@ class Attempt:
         self._watch: Watch | None = None
         self._captures: tuple[Capture, ...] = ()
         self._began: float | None = None
+        self._named: bytes | None = None  # what packages its files name, where that was not known before
         self._preparing: asyncio.Future[Layer] | None = None
         self._packages: Layer | None = None
         self._ending: tuple[Ending, float] | None = None  # what a signal of ours stands for, and when it was sent
@@ -116,24 +117,27 @@ class Attempt:
         """
         marking = asyncio.ensure_future(mark_started(self.fenced))
         try:
-            try:
-                process = await self._start()
-            except (ValueError, NoNetwork) as error:  # it would be the same next time
-                await marking
-                ending = self._ending[0] if self._ending else ("FAILED", str(error))
-                if ending[0] == "NODE_FAIL":  # we stop, and its packages were not there yet
+            while True:
+                try:
+                    process = await self._start()
+                except (ValueError, NoNetwork) as error:  # it would be the same next time
+                    await marking
+                    ending = self._ending[0] if self._ending else ("FAILED", str(error))
+                    if ending[0] == "NODE_FAIL":  # we stop, and its packages were not there yet
+                        return None
+                    result = self._result(ending)
+                    return result if isinstance(error, NoRoom) else dataclasses.replace(result, retry_in=None)
+                except (SandboxError, OSError) as error:
+                    logger.error("job %s: %s", self.claim.job_id.hex, getattr(error, "detail", error))
+                    await marking
+                    reason = str(error) if isinstance(error, SandboxError) else UNAVAILABLE
+                    raise NotBegun(reason, self._result(("FAILED", reason))) from error
+                if not await marking:
                     return None
-                result = self._result(ending)
-                return result if isinstance(error, NoRoom) else dataclasses.replace(result, retry_in=None)
-            except (SandboxError, OSError) as error:
-                logger.error("job %s: %s", self.claim.job_id.hex, getattr(error, "detail", error))
-                await marking
-                reason = str(error) if isinstance(error, SandboxError) else UNAVAILABLE
-                raise NotBegun(reason, self._result(("FAILED", reason))) from error
-            if not await marking:
-                return None
-            self._means.failpoints.reach("runner.started")
-            return await self._let_run(process)
+                self._means.failpoints.reach("runner.started")
+                ran = await self._let_run(process)
+                if ran is not None:
+                    return ran
         finally:
             self._close()
 
@@ -200,8 +204,19 @@ class Attempt:
         path = self._means.uploads.path(claim.upload, claim.upload_kind)
         if not path.exists():
             raise ValueError("The files that this job was given are not there any more.")
-        layer = await self._layer(claim.requirements) if claim.requirements else None
-        return Files(str(path), claim.upload_kind, claim.entrypoint, claim.shell == AUTO, layer)
+        wanted = self._requirements()
+        layer = await self._layer(wanted) if wanted else None
+        asks = claim.upload_kind != "tar" and wanted is None
+        return Files(str(path), claim.upload_kind, claim.entrypoint, claim.shell == AUTO, layer, asks)
+
+    def _requirements(self) -> Sequence[str] | None:
+        """The packages that its files name, as far as is known: what an archive holds is when it has been unpacked."""
+        if self._named is None:
+            return self.claim.requirements
+        try:
+            return packages.parse(self._named)
+        except packages.Refused as error:
+            raise ValueError(f"{packages.FILE} {error}.") from None
 
     async def _layer(self, requirements: Sequence[str]) -> str:
         """The layer of the packages that the job's files name; nobody waits for one whose job is to end."""
@@ -231,7 +246,8 @@ class Attempt:
         ask = partial(self._means.masking.ask, claim.user_id)
         return MaskedCapture(pipe, create, claim.limits.output, self._mask.stream(), ask)
 
-    async def _let_run(self, process: Process) -> Result:
+    async def _let_run(self, process: Process) -> Result | None:
+        """How it ended; None: it has not begun, but told which packages its files name, and is to start with these."""
         claim, means = self.claim, self._means
         try:
             means.journal.begin(claim.job_id, claim.fence, process.pid, process.start_time)
@@ -252,6 +268,11 @@ class Attempt:
         watch.stop()
         used = watch.most.most(Usage(cpu_seconds=exit_.cpu_seconds))
         await asyncio.gather(*(capture.finish(_DRAIN_OUTPUT) for capture in self._captures))
+        if exit_.named is not None:
+            means.journal.take_back(claim.fence)
+            self._named = exit_.named
+            self._let_go()
+            return None
         kept = await self._artifacts(exit_)
         means.failpoints.reach("runner.exited")
         machine_out_of_memory = exit_.signal == signal.SIGKILL and means.memory.kills() > kills
@@ -314,7 +335,8 @@ class Attempt:
         for timer in self._timers:
             timer.cancel()
 
-    def _close(self) -> None:
+    def _let_go(self) -> None:
+        """Of the process, and of all that belongs to it."""
         self._stop_timers()
         if self._process:
             self._process.kill()  # nothing is left when it has ended by itself
@@ -322,6 +344,10 @@ class Attempt:
             capture.close()
         if self._group:
             self._group.close()
+        self._process, self._captures, self._group, self._watch, self._began = None, (), None, None, None
+
+    def _close(self) -> None:
+        self._let_go()
         if self._packages:
             self._packages.close()
 

@@ -111,6 +111,10 @@ class Journal:
         """An attempt has ended so. Where that cannot be written, the result is still as good as ever."""
         self._note({"fence": result.fence, "result": {**vars(result), "job_id": result.job_id.hex}})
 
+    def take_back(self, fence: int) -> None:
+        """The process that was noted has ended, and let no script go."""
+        self.settled(fence)
+
     def settled(self, fence: int) -> None:
         """The database knows all of this attempt. Where that cannot be written, a successor tells it once more."""
         self._note({"fence": fence, "settled": True})

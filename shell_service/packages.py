@@ -138,7 +138,7 @@ class Packages:
         job just now, into that one's.
         """
         if not self._options.index:
-            raise NotInstalled(f"{FILE} cannot be installed: the service's operator has allowed no index any more.")
+            raise NotInstalled(f"{FILE} cannot be installed: the service's operator has allowed no index.")
         if self._python is None:
             raise NotInstalled(f"{FILE} cannot be installed: this runner has no Python.")
         path = self._folder / await asyncio.to_thread(self._key, requirements)

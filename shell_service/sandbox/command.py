@@ -45,6 +45,8 @@ class Files:
     own_line: bool
     #: A layer on the host that it sees at `LAYER`; None: none.
     layer: str | None = None
+    #: Whether packages that they name are told, and nothing is run then; see `Exit.named`.
+    asks: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,3 +110,5 @@ class Exit:
     left_out: int | None = None
     #: Why the script did not begin: the files that it was given could not be used.
     refused: str | None = None
+    #: Or that they name packages, which had been asked for: the start of their `protocol.REQUIREMENTS`.
+    named: bytes | None = None

@@ -23,11 +23,14 @@ from .protocol import (
     INT,
     KILL_ALL,
     MAX_MESSAGE,
+    MAX_NAMED,
+    NAMED,
     PACKED,
     PACKED_BODY,
     REFUSED,
     REPORT,
     REPORT_BODY,
+    REQUIREMENTS,
     Order,
 )
 
@@ -146,7 +149,7 @@ def _run(start: Start, order: Order, files: list[int]) -> tuple[int, float]:
 
 
 def _unpack(start: Start, order: Order, files: int, killed: list[bool]) -> int:
-    """Has a child unpack the files that the job is given; 0, or the wait status that it has ended with instead."""
+    """Has a child unpack the files that the job is given; 0, or a wait status in place of the script's."""
     child = os.fork()
     if not child:
         try:
@@ -164,9 +167,14 @@ def _unpack(start: Start, order: Order, files: int, killed: list[bool]) -> int:
     os.close(files)
     _, status = os.waitpid(child, 0)
     try:
-        if not status:
+        if status:
+            return status
+        named = _named() if order.asks else None
+        if named is None:
             _choose(order)
-        return status
+            return 0
+        start.channel.send(NAMED + named)
+        return 1 << 8
     except ValueError as error:
         _refuse(start, error)
         return 1 << 8
@@ -174,6 +182,20 @@ def _unpack(start: Start, order: Order, files: int, killed: list[bool]) -> int:
 
 def _refuse(start: Start, error: Exception) -> None:
     start.channel.send(REFUSED + str(error).encode(errors="replace")[: MAX_MESSAGE - 1])
+
+
+def _named() -> bytes | None:
+    """What the job's files say that it needs."""
+    try:
+        file = os.open(REQUIREMENTS, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        return os.read(file, MAX_NAMED + 1)
+    except IsADirectoryError:
+        return None
+    finally:
+        os.close(file)
 
 
 def _choose(order: Order) -> None:

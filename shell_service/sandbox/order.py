@@ -49,6 +49,7 @@ def order(command: Command) -> Order:
         MAX_ARTIFACTS,
         KINDS.index(files.kind) + 1 if files else 0,
         files is not None and files.own_line,
+        files is not None and files.asks,
         os.fsencode(os.path.basename(files.layer)) if files and files.layer else b"",
     )
 

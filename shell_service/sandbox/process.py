@@ -33,6 +33,8 @@ from .protocol import (
     KILL_ALL,
     MAPPED,
     MAX_MESSAGE,
+    MAX_NAMED,
+    NAMED,
     PACKED,
     PACKED_BODY,
     PID,
@@ -143,9 +145,9 @@ class Process:
         """Everything is gone. What the init reported of the script counts; without a report, the init was killed."""
         status: int = signal.SIGKILL
         written_bytes, ended_at = None, None
-        artifacts, left_out, refused = 0, None, None
+        artifacts, left_out, refused, named = 0, None, None, None
         with contextlib.suppress(OSError):
-            while message := self._sock.recv(MAX_MESSAGE):
+            while message := self._sock.recv(max(MAX_MESSAGE, len(NAMED) + MAX_NAMED + 1)):
                 if message[:1] == REPORT:
                     status, ended_at, cpu_seconds, peak_memory_bytes, written_bytes = REPORT_BODY.unpack(message[1:])
                     lost = False
@@ -153,6 +155,8 @@ class Process:
                     artifacts, left_out = PACKED_BODY.unpack(message[1:])
                 elif message[:1] == REFUSED:
                     refused = message[1:].decode(errors="replace")
+                elif message[:1] == NAMED:
+                    named = message[1:]
         code = os.waitstatus_to_exitcode(status)
         return_code, number = (code, None) if code >= 0 else (None, -code)
         self._sock.close()
@@ -161,7 +165,7 @@ class Process:
         self._pidfd = -1
         used = cpu_seconds, peak_memory_bytes, written_bytes
         full = dict(filter(None, map(_full, FOLDERS, self.file_systems)))
-        self._remove(Exit(return_code, number, *used, ended_at, full, lost, artifacts, left_out, refused))
+        self._remove(Exit(return_code, number, *used, ended_at, full, lost, artifacts, left_out, refused, named))
 
     def _remove(self, ended: Exit) -> None:
         file_systems, self.file_systems = self.file_systems, ()

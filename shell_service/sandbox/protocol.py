@@ -12,7 +12,8 @@ On the launcher's control socket (SEQPACKET, so a message is a datagram that arr
 - RESTRICT with another filter of frames, unanswered.
 
 On a job's own socket: its init sends HELD, with a pidfd of itself, its file systems and all its mounts, or FAILED; the
-runner sends GO; the init REFUSED, with a sentence, if the job's files cannot be unpacked, REPORT when the script and
+runner sends GO; the init REFUSED, with a sentence, if the job's files cannot be unpacked, or NAMED, with what their
+`REQUIREMENTS` holds, if that was asked for and there is one: then the script does not begin; REPORT when the script and
 all that it started has ended, and PACKED when its artifacts are written.
 """
 
@@ -25,8 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 READY, FAILED, ENTERED, MAPPED, START, TERMINATE, ENDED, RESTRICT = (bytes([kind]) for kind in range(1, 9))
-HELD, GO, REPORT, FORK, STARTED, PACKED, REFUSED = (bytes([kind]) for kind in range(9, 16))
+HELD, GO, REPORT, FORK, STARTED, PACKED, REFUSED, NAMED = (bytes([kind]) for kind in range(9, 17))
 MAX_MESSAGE = 4096
+#: What names the packages that a job needs, in the uppermost folder of its files.
+REQUIREMENTS = "requirements.txt"
+#: Bytes of it that are told; where it is larger, one more.
+MAX_NAMED = 64 * 1024
 #: What a job can write to: each is a file system of its own, in memory. Their descriptors come with HELD.
 FOLDERS = ("/job", "/tmp", "/dev/shm")
 #: How the files that a job is given come: as these kinds of archives, by their number from 1 on; 0: there are none.
@@ -45,7 +50,7 @@ REPORT_BODY = struct.Struct("<iddqq")
 PACKED_BODY = struct.Struct("<II")  # artifacts that were kept, and that were left out
 ENDED_BODY = struct.Struct("<Qdq")  # the job's number; CPU seconds and largest resident set, the init's included
 _SETUP = struct.Struct("<BB4Q")  # and the folder of layers
-_ORDER = struct.Struct("<8I2QIBB")
+_ORDER = struct.Struct("<8I2QIBBB")
 _LIMIT = struct.Struct("<IQQ")
 
 
@@ -82,7 +87,8 @@ class Order:
     in the ``resource`` module; `processors` are those to run on, where it may not use all. Of its artifacts
     `most_files` are kept, with `most_bytes`. `files` is the kind of the files that it is given: then the second
     argument is a path below its home, and with `own_line` the first does not count where that file begins with ``#!``.
-    `layer` is the name of the one that it sees; empty: none.
+    With `asks` their packages are told where they name any, instead of running it. `layer` is the name of the one that
+    it sees; empty: none.
     """
 
     def __init__(
@@ -98,12 +104,13 @@ class Order:
         most_files: int,
         files: int,
         own_line: bool,
+        asks: bool = False,
         layer: bytes = b"",
     ) -> None:
         self.argv, self.env, self.script, self.secrets = argv, env, script, secrets
         self.disk, self.processors, self.limits = disk, processors, limits
         self.most_bytes, self.most_files = most_bytes, most_files
-        self.files, self.own_line, self.layer = files, own_line, layer
+        self.files, self.own_line, self.asks, self.layer = files, own_line, asks, layer
 
     def pack(self) -> bytes:
         texts = b"\0".join((*self.argv, *self.env, *self.secrets))
@@ -111,7 +118,9 @@ class Order:
         return b"".join(
             (
                 _ORDER.pack(
-                    *map(len, parts), self.disk, self.most_bytes, self.most_files, self.files, bool(self.own_line)
+                    *map(len, parts),
+                    *(self.disk, self.most_bytes, self.most_files),
+                    *(self.files, bool(self.own_line), bool(self.asks)),
                 ),
                 struct.pack(f"<{len(self.processors)}I", *self.processors),
                 struct.pack(f"<{len(self.secrets)}I", *map(len, self.secrets.values())),
@@ -126,7 +135,7 @@ class Order:
     @classmethod
     def unpack(cls, data: bytes) -> Order:
         """The order again. Raises ValueError where a text holds a NUL."""
-        *counts, length, script, layer, disk, most_bytes, most_files, files, own_line = _ORDER.unpack_from(data)
+        *counts, length, script, layer, disk, most_bytes, most_files, files, own_line, asks = _ORDER.unpack_from(data)
         arguments, variables, secrets, processors, limits = counts
         at = _ORDER.size
         numbers = struct.unpack_from(f"<{processors}I", data, at)
@@ -148,5 +157,5 @@ class Order:
         for name, size in zip(texts[names:], sizes, strict=True):
             values[name] = data[at : at + size]
             at += size
-        others = most_bytes, most_files, files, own_line, folder
+        others = most_bytes, most_files, files, own_line, asks, folder
         return cls(texts[:arguments], texts[arguments:names], code, values, disk, numbers, pairs, *others)

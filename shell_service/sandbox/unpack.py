@@ -23,11 +23,6 @@ if TYPE_CHECKING:
 
 #: Files and folders that an archive may hold.
 MAX_ENTRIES = 10_000
-REQUIREMENTS = "requirements.txt"
-NOT_FROM_ARCHIVES = (
-    f"{REQUIREMENTS} is in the archive, but packages are installed only for files that come one by one: send them so, "
-    "or bring what is needed along."
-)
 
 
 if TYPE_CHECKING:
@@ -40,17 +35,12 @@ class Refused(Exception):
 
 
 def unpack(descriptor: int, kind: int) -> None:
-    """Unpacks an archive, of a kind of `protocol.KINDS`, into the working directory. Raises `Refused`.
-
-    Of those that were archives when they came nobody knew before what packages they name.
-    """
+    """Unpacks an archive, of a kind of `protocol.KINDS`, into the working directory. Raises `Refused`."""
     try:
         with os.fdopen(descriptor, "rb") as file:
             for count, entry in enumerate((_tar, _tar_gz, _zip)[kind](file)):
                 if count >= MAX_ENTRIES:
                     raise Refused(f"The archive holds more than {MAX_ENTRIES:,} files and folders.")
-                if kind and entry[0].removeprefix("./") == REQUIREMENTS:
-                    raise Refused(NOT_FROM_ARCHIVES)
                 _make(*entry)
     except OSError as error:
         raise Refused(f"The files could not be unpacked: {error.strerror or 'they are no whole archive'}.") from None

@@ -95,6 +95,20 @@ def test_no_line_is_lost_by_compacting(tmp_path: Path, monkeypatch: pytest.Monke
             look()
 
 
+def test_what_is_taken_back_never_began(tmp_path: Path) -> None:
+    ours = Journal(tmp_path / "journal")
+    ours.enter(FIRST)
+    ours.begin(JOB, 1, 101, 5)
+    with successor(tmp_path / "journal") as theirs:
+        assert not theirs.never_begun(FIRST, 1)
+    ours.take_back(1)
+    with successor(tmp_path / "journal") as theirs:
+        assert (theirs.never_begun(FIRST, 1), theirs.leftovers()) == (True, [])
+    ours.begin(JOB, 1, 102, 6)
+    with successor(tmp_path / "journal") as theirs:
+        assert (theirs.never_begun(FIRST, 1), theirs.leftovers()) == (False, [Leftover(JOB, 1, 102, 6, None)])
+
+
 def test_what_is_not_noted_never_began(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     ours = Journal(path)

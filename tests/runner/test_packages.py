@@ -24,11 +24,12 @@ from typing import Any
 
 import pytest
 
-from shell_service import packages, uploads
+from shell_service import packages, queue, uploads
 from shell_service.packages import Layer, Packages
 from shell_service.settings import load
 from shell_service.uploads import UploadStore
 from tests.database import Server
+from tests.sandbox.test_files import MAKERS
 from tests.services import Site
 from tests.waiting import eventually
 
@@ -121,13 +122,14 @@ def site(server: Server, index: str) -> Iterator[Site]:
         yield site
 
 
-def given(site: Site, files: dict[str, str], **fields: Any) -> uuid.UUID:
-    """A job that is given these files."""
+def given(site: Site, files: dict[str, str], archive: str = "", **fields: Any) -> uuid.UUID:
+    """A job that is given these files; in an archive of this kind, or one by one."""
     store = UploadStore(site.settings.upload_dir, site.settings.uploads, 0)
     incoming = store.receive()
-    for name, text in files.items():
-        incoming.begin("files", name)
-        incoming.write(text.encode())
+    contents = {name: text.encode() for name, text in files.items()}
+    for name, data in {"all": MAKERS[archive](contents)}.items() if archive else contents.items():
+        incoming.begin("archive" if archive else "files", name)
+        incoming.write(data)
         incoming.end()
     upload = incoming.finish()
     site.transact(uploads.keep, store, incoming, upload, site.user, 0)
@@ -159,6 +161,57 @@ def test_they_are_installed_once_and_seen_by_all(site: Site) -> None:
     assert (len(Index.asked), setup(site, again)) == (before, "")
     layers = [path for path in site.settings.layer_dir.iterdir() if path.is_dir() and len(path.name) == 64]
     assert len(layers) == 1
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "zip"])
+def test_what_an_archive_names_is_known_when_it_is_unpacked(site: Site, kind: str) -> None:
+    script = "mkdir artifacts; touch artifacts/left; echo $PYTHONPATH; python3 -c 'import greet; print(greet.WORD)'; ls"
+    job_id = given(site, {"x.sh": script, "requirements.txt": "greet==1.0"}, kind, timeout=50)
+    job = ended(site, job_id)
+    assert (job.status, job.reason) == ("COMPLETED", "exit code 0"), setup(site, job_id)
+    assert site.output(job) == b"/run/packages\nhello\nartifacts\nrequirements.txt\nx.sh\n"
+    assert (job.attempt, job.artifacts) == (1, 1)
+    none = ended(site, given(site, {"x.sh": "echo $PYTHONPATH.", "requirements.txt": "# none"}, kind))
+    assert site.output(none) == b".\n"
+
+
+@pytest.mark.parametrize(
+    ("requirements", "reason"),
+    [
+        ("--index-url http://elsewhere", "requirements.txt must name packages only, and line 1 is an option."),
+        ("#" * 70_000, "requirements.txt must be at most 65536 bytes."),
+        (
+            "nothing-like-that",
+            "The packages of requirements.txt could not be installed; the job's stream setup says why.",
+        ),
+    ],
+    ids=["option", "large", "unknown"],
+)
+def test_what_cannot_be_installed_for_an_archive_is_told(site: Site, requirements: str, reason: str) -> None:
+    files = {"x.sh": "echo ran", "requirements.txt": requirements}
+    job = ended(site, given(site, files, "tar.gz", retries=3, retry_delay=0))
+    assert (job.status, job.reason, job.attempt, site.output(job)) == ("FAILED", reason, 1, b"")
+
+
+def test_without_an_index_an_archive_s_are_refused_with_the_reason(server: Server) -> None:
+    with server.database() as url, Site(url) as site:
+        site.start_runner()
+        job = ended(site, given(site, {"x.sh": "echo ran", "requirements.txt": "greet"}, "zip"))
+        assert (job.status, site.output(job)) == ("FAILED", b"")
+        assert job.reason == "requirements.txt cannot be installed: the service's operator has allowed no index."
+
+
+def test_one_that_is_cancelled_while_its_packages_are_made_ends_at_once(site: Site) -> None:
+    Index.open.clear()
+    try:
+        Index.asked.clear()
+        job_id = given(site, {"x.sh": "echo ran", "requirements.txt": "slow"}, "zip")
+        eventually(lambda: "/slow/" in Index.asked, 30)
+        site.transact(queue.cancel, [job_id], "alice")
+        job = ended(site, job_id)
+        assert (job.status, site.output(job)) == ("CANCELLED", b"")
+    finally:
+        Index.open.set()
 
 
 def test_they_are_read_only_and_alone(site: Site) -> None:
@@ -325,20 +378,41 @@ def test_a_full_disk_is_told_before(making: Packages, tmp_path: Path) -> None:
         asyncio.run(making.layer(1, ["a"], lambda: -1, 1000))
 
 
-def test_a_stopped_runner_gives_back_what_had_not_begun(server: Server, index: str) -> None:
+@pytest.mark.parametrize("archive", ["", "zip"])
+def test_a_stopped_runner_gives_back_what_had_not_begun(server: Server, index: str, archive: str) -> None:
     runner = {"drain_seconds": 0.1, "heartbeat_seconds": 1}
     with server.database() as url, Site(url, packages={"index": index}, runner=runner) as site:
         service = site.start_runner()
         Index.open.clear()
+        Index.asked.clear()
         try:
-            job_id = given(site, {"main.py": "print(1)", "requirements.txt": "slow"})
-            eventually(lambda: "/slow/" in Index.asked)
+            job_id = given(site, {"main.py": "print(1)", "requirements.txt": "slow"}, archive)
+            eventually(lambda: "/slow/" in Index.asked, 30)
             service.send(signal.SIGTERM)
             assert service.wait() == 0, service.log()
         finally:
             Index.open.set()
         assert site.job(job_id).status is None
         assert site.transact.sql("SELECT job_id FROM ready_job") == [(job_id,)]
+
+
+@pytest.mark.parametrize("archive", ["", "zip"])
+def test_what_had_not_begun_when_the_runner_was_killed_is_not_lost(server: Server, index: str, archive: str) -> None:
+    with server.database() as url, Site(url, packages={"index": index}, runner={"heartbeat_seconds": 1}) as site:
+        service = site.start_runner()
+        Index.open.clear()
+        Index.asked.clear()
+        try:
+            job_id = given(site, {"main.py": "print(1)", "requirements.txt": "slow"}, archive)
+            eventually(lambda: "/slow/" in Index.asked, 30)
+            service.kill()
+        finally:
+            Index.open.set()
+        site.start_runner()
+        job = ended(site, job_id)
+        assert (job.status, job.reason.partition(";")[0]) == (
+            "FAILED", "The packages of requirements.txt could not be installed",
+        )  # fmt: skip
 
 
 def test_a_layer_is_not_there_when_only_a_part_of_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from shell_service.sandbox import Files
-from shell_service.sandbox.unpack import MAX_ENTRIES, NOT_FROM_ARCHIVES
+from shell_service.sandbox.protocol import MAX_NAMED
+from shell_service.sandbox.unpack import MAX_ENTRIES
 from tests.sandbox.support import LIMITS, PYTHON, Ran, command, finish, run, sandbox
 
 PROJECT = {
@@ -64,12 +65,13 @@ def given(
     entrypoint: str,
     interpreter: str = "",
     own_line: bool = True,
+    asks: bool = False,
     **others: Any,
 ) -> Ran:
     """What comes of a job that is given this archive."""
     path = tmp_path / "upload"
     path.write_bytes(archive)
-    files = Files(str(path), kind, entrypoint, own_line)  # type: ignore[arg-type]
+    files = Files(str(path), kind, entrypoint, own_line, asks=asks)
 
     async def main() -> Ran:
         async with sandbox() as made:
@@ -180,9 +182,21 @@ def test_an_encrypted_one(tmp_path: Path) -> None:
     assert "encrypted" in refused(given(tmp_path, "zip", bytes(made), "x", "/bin/sh"))
 
 
-def test_requirements_are_not_installed(tmp_path: Path) -> None:
-    archive = zipped({"x": b"echo", "requirements.txt": b"anything"})
-    assert refused(given(tmp_path, "zip", archive, "x", "/bin/sh")) == NOT_FROM_ARCHIVES
+@EACH
+@pytest.mark.parametrize("content", [b"", b"greet\n" * 9, b"# more\n" * 9999], ids=["empty", "lines", "large"])
+def test_what_packages_it_names_is_told_instead_of_running_it(tmp_path: Path, kind: str, content: bytes) -> None:
+    archive = MAKERS[kind]({"x": b"echo; mkdir artifacts; touch artifacts/y", "requirements.txt": content})
+    ran = given(tmp_path, kind, archive, "x", "/bin/sh", asks=True)
+    assert (ran.stdout, ran.exit.artifacts, ran.exit.refused) == (b"", 0, None)
+    assert ran.exit.named == content[: MAX_NAMED + 1]
+    ran = given(tmp_path, kind, archive, "x", "/bin/sh")
+    assert (ran.stdout, ran.exit.artifacts, ran.exit.named) == (b"\n", 1, None)
+
+
+@pytest.mark.parametrize("other", ["a/requirements.txt", "requirements.txt/a", "requirements"])
+def test_one_that_names_none_is_run(tmp_path: Path, other: str) -> None:
+    ran = given(tmp_path, "zip", zipped({"x": b"echo here", other: b"greet"}), "x", "/bin/sh", asks=True)
+    assert (ran.stdout, ran.exit.return_code, ran.exit.named) == (b"here\n", 0, None)
 
 
 @EACH
