@@ -268,7 +268,7 @@ class Attempt:
         watch.stop()
         used = watch.most.most(Usage(cpu_seconds=exit_.cpu_seconds))
         await asyncio.gather(*(capture.finish(_DRAIN_OUTPUT) for capture in self._captures))
-        if exit_.named is not None:
+        if exit_.named is not None and self._named is None:  # else it was not asked
             means.journal.take_back(claim.fence)
             self._named = exit_.named
             self._let_go()
