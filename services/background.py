@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import random
 import time
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 #: Above 0, which all others have, and below what jobs have.
 NICE = 5
@@ -14,7 +18,7 @@ NICE = 5
 #: then waits for all others, however nice these are: for up to 30 ms. With 8, those who submit waited longer while jobs
 #: run (p99 24 ms, not 20).
 SESSION_NICE = 10
-_TRIES, _PAUSE = 10, 0.15  # seconds: ordinary users, all together, may set that of a session ten times a second
+_TRIES, _PAUSE = 10, 0.1  # seconds: ordinary users, all together, may set that of a session ten times a second
 
 
 def give_way() -> None:
@@ -27,11 +31,13 @@ def give_way() -> None:
 
 def _begin_session() -> None:
     """Be in a session of one's own, if that can be."""
+    if os.isatty(0):  # started by hand, and Ctrl-C is to reach it
+        return
     try:
         if os.getpgrp() == os.getpid():  # as the supervisor makes it: who leads a group may begin no session
             os.setpgid(0, os.getpgid(os.getppid()))
         os.setsid()
-    except PermissionError:  # it leads one already, or whoever started it is in another
+    except OSError:  # it leads one already, or whoever started it is in another or has gone
         return
 
 
@@ -41,8 +47,9 @@ def _share() -> None:
         try:
             Path("/proc/self/autogroup").write_text(str(SESSION_NICE))
         except BlockingIOError:
-            time.sleep(_PAUSE)
+            time.sleep(random.uniform(_PAUSE, 2 * _PAUSE))
         except OSError:  # no autogroups here
             return
         else:
             return
+    logger.warning("others set the shares of their sessions all the time: this one's is as large as theirs")

@@ -94,7 +94,8 @@ class Attempt:
         self._watch: Watch | None = None
         self._captures: tuple[Capture, ...] = ()
         self._began: float | None = None
-        self._named: bytes | None = None  # what packages its files name, where that was not known before
+        self._asks = False  # whether its init is to tell what packages its files name
+        self._named: bytes | None = None  # what it told
         self._preparing: asyncio.Future[Layer] | None = None
         self._packages: Layer | None = None
         self._ending: tuple[Ending, float] | None = None  # what a signal of ours stands for, and when it was sent
@@ -120,13 +121,9 @@ class Attempt:
             while True:
                 try:
                     process = await self._start()
-                except (ValueError, NoNetwork) as error:  # it would be the same next time
+                except (ValueError, NoNetwork) as error:
                     await marking
-                    ending = self._ending[0] if self._ending else ("FAILED", str(error))
-                    if ending[0] == "NODE_FAIL":  # we stop, and its packages were not there yet
-                        return None
-                    result = self._result(ending)
-                    return result if isinstance(error, NoRoom) else dataclasses.replace(result, retry_in=None)
+                    return self._unbegun(error)
                 except (SandboxError, OSError) as error:
                     logger.error("job %s: %s", self.claim.job_id.hex, getattr(error, "detail", error))
                     await marking
@@ -134,12 +131,22 @@ class Attempt:
                     raise NotBegun(reason, self._result(("FAILED", reason))) from error
                 if not await marking:
                     return None
+                if self._ending and self._named is not None:  # it came as nothing ran that could have heard of it
+                    return self._unbegun()
                 self._means.failpoints.reach("runner.started")
                 ran = await self._let_run(process)
                 if ran is not None:
                     return ran
         finally:
             self._close()
+
+    def _unbegun(self, error: Exception | None = None) -> Result | None:
+        """What becomes of it where the script is not let go: it was to end, or cannot begin."""
+        if self._ending:  # None: we stop
+            return None if self._ending[0][0] == "NODE_FAIL" else self._result(self._ending[0])
+        result = self._result(("FAILED", str(error)))
+        # But for room, it would be the same next time.
+        return result if isinstance(error, NoRoom) else dataclasses.replace(result, retry_in=None)
 
     async def _start(self) -> Process:
         claim, means = self.claim, self._means
@@ -204,17 +211,17 @@ class Attempt:
         path = self._means.uploads.path(claim.upload, claim.upload_kind)
         if not path.exists():
             raise ValueError("The files that this job was given are not there any more.")
-        wanted = self._requirements()
+        wanted = await self._requirements()
         layer = await self._layer(wanted) if wanted else None
-        asks = claim.upload_kind != "tar" and wanted is None
-        return Files(str(path), claim.upload_kind, claim.entrypoint, claim.shell == AUTO, layer, asks)
+        self._asks = claim.upload_kind != "tar" and wanted is None
+        return Files(str(path), claim.upload_kind, claim.entrypoint, claim.shell == AUTO, layer, self._asks)
 
-    def _requirements(self) -> Sequence[str] | None:
+    async def _requirements(self) -> Sequence[str] | None:
         """The packages that its files name, as far as is known: what an archive holds is when it has been unpacked."""
         if self._named is None:
             return self.claim.requirements
         try:
-            return packages.parse(self._named)
+            return await asyncio.to_thread(packages.parse, self._named)
         except packages.Refused as error:
             raise ValueError(f"{packages.FILE} {error}.") from None
 
@@ -268,7 +275,7 @@ class Attempt:
         watch.stop()
         used = watch.most.most(Usage(cpu_seconds=exit_.cpu_seconds))
         await asyncio.gather(*(capture.finish(_DRAIN_OUTPUT) for capture in self._captures))
-        if exit_.named is not None and self._named is None:  # else it was not asked
+        if exit_.named is not None and self._asks:
             means.journal.take_back(claim.fence)
             self._named = exit_.named
             self._let_go()

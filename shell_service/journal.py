@@ -64,7 +64,7 @@ class Journal:
         """Attempts that began, or were about to, and were not settled."""
         found = []
         for fence, lines in self._open.items():
-            begun = next((line for line in lines if "pid" in line), None)
+            begun = next((line for line in reversed(lines) if "pid" in line), None)
             ended = next((line for line in lines if "result" in line), None)
             if begun:
                 values = ended and {**ended["result"], "job_id": uuid.UUID(ended["result"]["job_id"])}
@@ -112,8 +112,8 @@ class Journal:
         self._note({"fence": result.fence, "result": {**vars(result), "job_id": result.job_id.hex}})
 
     def take_back(self, fence: int) -> None:
-        """The process that was noted has ended, and let no script go."""
-        self.settled(fence)
+        """The process that was noted has ended, and let no script go. Where that cannot be written, it may have."""
+        self._note({"fence": fence, "settled": True})
 
     def settled(self, fence: int) -> None:
         """The database knows all of this attempt. Where that cannot be written, a successor tells it once more."""

@@ -319,7 +319,7 @@ def check(
 
 def check_packages(upload: Upload, index: str) -> None:
     """Raise `InvalidRequest` where it names packages, and there is no `index` that they may come from."""
-    if upload.requirements is not None and not index:
+    if upload.requirements and not index:
         problem = (
             f"{packages.FILE} cannot be installed: the service's operator has allowed no index. Leave it out, and "
             "bring what is needed along."

@@ -15,6 +15,7 @@ import pip
 
 from baselayer import privilege
 from baselayer.privilege import Account
+from services import background
 from shell_service.sandbox import kernel
 from shell_service.settings import ROOT
 
@@ -36,6 +37,7 @@ def main(uid: int | None, folder: Path, most: int, python: str, requirements: tu
     The index is in the environment, as its address may hold a password: PIP_INDEX_URL.
     """
     runner = os.getppid()
+    background.give_way()
     try:
         if uid is not None:
             account = Account(uid, uid)

@@ -59,7 +59,7 @@ class Groups:
 
     def make(self, fence: int, limits: JobLimits) -> Group:
         """A group with these limits, and nothing in it yet. Raises OSError."""
-        self._left = [folder for folder in self._left if not _remove(folder)]
+        self._left[:] = [folder for folder in self._left if not _remove(folder)]
         folder = self._folder / str(fence)
         folder.mkdir()
         group = Group(folder, limits.processes, self._left)

@@ -85,12 +85,12 @@ def run(start: Start, descriptors: list[int]) -> NoReturn:
             os._exit(1)
         if channel.recv(1) == GO:  # else the runner has let go of it
             before = _written(io)
-            ended = _run(start, order, descriptors[6:])
+            *ended, began = _run(start, order, descriptors[6:])
             usage = resource.getrusage(resource.RUSAGE_CHILDREN)
             used = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, _written(io) - before
             try:
                 channel.send(REPORT + REPORT_BODY.pack(*ended, *used))
-                packed = artifacts.pack(descriptors[5], order.most_files, order.most_bytes)
+                packed = artifacts.pack(descriptors[5], order.most_files, order.most_bytes) if began else (0, 0)
                 channel.send(PACKED + PACKED_BODY.pack(*packed))
             finally:  # also when there is nobody to tell
                 walls.leave()
@@ -113,8 +113,8 @@ def _written(io: int) -> int:
     return int(os.pread(io, 512, 0).split()[3])  # after "rchar:", a number, and "wchar:"
 
 
-def _run(start: Start, order: Order, files: list[int]) -> tuple[int, float]:
-    """Runs the script; its wait status, and when it ended, once everything else that it started is gone."""
+def _run(start: Start, order: Order, files: list[int]) -> tuple[int, float, bool]:
+    """Runs the script; its wait status, when it ended, and whether it began, once all else that it started is gone."""
     walls, killed = start.walls, list[bool]()
 
     def kill(*_: object) -> None:
@@ -126,12 +126,12 @@ def _run(start: Start, order: Order, files: list[int]) -> tuple[int, float]:
     try:
         walls.begin(order)
         if files and (status := _unpack(start, order, files[0], killed)):
-            return status, time.monotonic()
+            return status, time.monotonic(), False
         variables = dict(pair.split(b"=", 1) for pair in order.env)
         script = os.posix_spawn(argv[0], argv, variables, setsigmask=(), setsigdef=kernel.SIGNALS)
     except OSError as error:
         os.write(2, f"{os.fsdecode(argv[0])}: {error.strerror}\n".encode())
-        return 126 << 8, time.monotonic()  # as a shell says of a command that it cannot run
+        return 126 << 8, time.monotonic(), False  # as a shell says of a command that it cannot run
     if killed:
         walls.kill_all()  # it came before there was anything
     os.closerange(0, 3)  # so that readers see the end of a stream when the script has closed it
@@ -140,7 +140,7 @@ def _run(start: Start, order: Order, files: list[int]) -> tuple[int, float]:
         try:
             pid, status = os.waitpid(-1, 0 if result is None else os.WNOHANG)
         except ChildProcessError:
-            return result or (0, time.monotonic())
+            return *(result or (0, time.monotonic())), True
         if pid == script:
             result = status, time.monotonic()
         elif not pid:
@@ -169,9 +169,9 @@ def _unpack(start: Start, order: Order, files: int, killed: list[bool]) -> int:
     try:
         if status:
             return status
+        _choose(order)
         named = _named() if order.asks else None
         if named is None:
-            _choose(order)
             return 0
         start.channel.send(NAMED + named)
         return 1 << 8
@@ -185,17 +185,17 @@ def _refuse(start: Start, error: Exception) -> None:
 
 
 def _named() -> bytes | None:
-    """What the job's files say that it needs."""
+    """What the job's files say that it needs. Raises ValueError."""
     try:
         file = os.open(REQUIREMENTS, os.O_RDONLY | os.O_NOFOLLOW)
-    except FileNotFoundError:
+        try:
+            return os.read(file, MAX_NAMED + 1)
+        finally:
+            os.close(file)
+    except (FileNotFoundError, IsADirectoryError):
         return None
-    try:
-        return os.read(file, MAX_NAMED + 1)
-    except IsADirectoryError:
-        return None
-    finally:
-        os.close(file)
+    except OSError as error:
+        raise ValueError(f"{REQUIREMENTS} could not be read: {error.strerror}.") from None
 
 
 def _choose(order: Order) -> None:

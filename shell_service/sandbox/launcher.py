@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 #: may be as many of these sessions as there are slots.
 FEW, CROWD = 2, 4
 FEW_NICE, CROWD_NICE = 14, 19
+RETRY = 130  # milliseconds
 
 
 def main(fd: int) -> None:
@@ -140,7 +141,7 @@ class Session:
     """
 
     def __init__(self) -> None:
-        self._nice = 0
+        self._nice = self._wanted = 0
         try:
             self._file = os.open(AUTOGROUP, os.O_WRONLY | os.O_CLOEXEC)
         except OSError:  # no autogroups here
@@ -149,13 +150,21 @@ class Session:
 
     def share(self, jobs: int) -> None:
         """Between as many."""
-        nice = CROWD_NICE if jobs > CROWD else FEW_NICE if jobs <= FEW else self._nice
-        if nice != self._nice:
+        self._wanted = CROWD_NICE if jobs > CROWD else FEW_NICE if jobs <= FEW else self._wanted
+        self.settle()
+
+    def settle(self) -> int | None:
+        """Set what is wanted; returns after how many milliseconds to do so again, if that is not now."""
+        if self._wanted != self._nice and self._file >= 0:
             try:
-                os.write(self._file, b"%d" % nice)
+                os.write(self._file, b"%d" % self._wanted)
+            except BlockingIOError:  # ordinary users, all together, may do it ten times a second
+                return RETRY
             except OSError:
-                return  # ordinary users, all together, may do it ten times a second: the next job tries again
-            self._nice = nice
+                os.close(self._file)  # no more can be done
+                self._file = -1
+            self._nice = self._wanted
+        return None
 
 
 class Launcher:
@@ -177,7 +186,7 @@ class Launcher:
             lost = self._way_out.pidfd
             self._poll.register(lost, select.POLLIN)
         while True:
-            for fd, _ in self._poll.poll():
+            for fd, _ in self._poll.poll(self._session.settle()):
                 if fd == lost:
                     return
                 if fd != control:

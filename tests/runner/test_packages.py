@@ -26,6 +26,7 @@ import pytest
 
 from shell_service import packages, queue, uploads
 from shell_service.packages import Layer, Packages
+from shell_service.sandbox import protocol
 from shell_service.settings import load
 from shell_service.uploads import UploadStore
 from tests.database import Server
@@ -161,6 +162,21 @@ def test_they_are_installed_once_and_seen_by_all(site: Site) -> None:
     assert (len(Index.asked), setup(site, again)) == (before, "")
     layers = [path for path in site.settings.layer_dir.iterdir() if path.is_dir() and len(path.name) == 64]
     assert len(layers) == 1
+
+
+def test_both_sides_look_for_the_same() -> None:
+    assert (packages.FILE, packages.MAX_BYTES) == (protocol.REQUIREMENTS, protocol.MAX_NAMED)
+
+
+def test_what_an_archive_brings_is_no_artifact_of_a_job_that_did_not_begin(site: Site) -> None:
+    files = {"x.sh": "rm -r artifacts", "artifacts/y": "y" * 100_000, "requirements.txt": "nothing-like-that"}
+    job_id = given(site, files, "zip")
+    assert ended(site, job_id).status == "FAILED"
+    assert not Path(site.outputs.path(job_id, 1, "artifacts")).exists()
+    job_id = given(site, files | {"requirements.txt": "greet==1.0"}, "zip")
+    job = ended(site, job_id)
+    assert (job.status, job.artifacts) == ("COMPLETED", 0)
+    assert not Path(site.outputs.path(job_id, 1, "artifacts")).exists()
 
 
 @pytest.mark.parametrize("kind", ["tar.gz", "zip"])

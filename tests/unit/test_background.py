@@ -36,7 +36,9 @@ os.setpgid(0, 0)
 
 def told(code: str, **how: object) -> list[str]:
     command = [sys.executable, "-c", code]
-    ran = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=30, check=True, **how)  # type: ignore[call-overload]
+    ran = subprocess.run(
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, timeout=30, check=True, **how
+    )  # type: ignore[call-overload]
     return ran.stdout.split()
 
 
