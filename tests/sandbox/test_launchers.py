@@ -7,6 +7,7 @@ import contextlib
 import os
 import pwd
 import signal
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from shell_service.sandbox import Command, Process, SandboxError, process, seccomp, uids
 from shell_service.sandbox.launcher import CROWD, CROWD_NICE, FEW_NICE
 from shell_service.sandbox.order import order
-from shell_service.sandbox.protocol import Order
+from shell_service.sandbox.protocol import AUTOGROUP, Order
 from shell_service.sandbox.sandbox import _Kind
 from tests.sandbox.support import (
     LIMITS,
@@ -43,6 +44,11 @@ async def launcher_pid(made, user: int) -> int:  # type: ignore[no-untyped-def]
     held.kill()
     await finish(held)
     return pid
+
+
+def share_of(pid: int) -> int:
+    """The nice value of its session."""
+    return int(Path(f"/proc/{pid}/autogroup").read_text().split()[-1])
 
 
 def test_one_launcher_a_user() -> None:
@@ -410,10 +416,34 @@ def test_where_no_sandbox_can_be_made_nothing_runs(obstacle: Callable[[], None],
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this kernel does not share by sessions")
+@pytest.mark.skipif(not Path(AUTOGROUP).exists(), reason="this kernel does not share by sessions")
+def test_a_session_has_its_share_though_others_set_theirs_just_then() -> None:
+    """As ordinary users can do so ten times a second, all together."""
+
+    async def main() -> None:
+        async with sandbox() as made:
+            others = asyncio.create_task(asyncio.to_thread(set_shares))
+            launcher = await made.prepare(1)
+            one = await launcher.start(command("/bin/sh", b"exit"))
+            done.set()
+            await others
+            await asyncio.to_thread(eventually, lambda: share_of(parent(one.pid)) == FEW_NICE)
+            one.go()
+            await finish(one)
+
+    def set_shares() -> None:
+        while not done.is_set():
+            with contextlib.suppress(BlockingIOError):
+                Path(AUTOGROUP).write_text("0")
+
+    done = threading.Event()
+    run(main())
+
+
+@pytest.mark.skipif(not Path(AUTOGROUP).exists(), reason="this kernel does not share by sessions")
 def test_a_crowd_of_jobs_has_less_of_the_processors_than_few() -> None:
     def nice(one: Process) -> int:
-        return int(Path(f"/proc/{parent(one.pid)}/autogroup").read_text().split()[-1])
+        return share_of(parent(one.pid))
 
     async def main() -> None:
         async with sandbox() as made:
