@@ -17,6 +17,7 @@ import time
 import uuid
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -138,6 +139,19 @@ def given(site: Site, files: dict[str, str], archive: str = "", **fields: Any) -
     return site.submit("", upload=upload.digest, entrypoint=next(iter(files)), shell="auto", **fields)
 
 
+@contextmanager
+def building(site: Site, archive: str) -> Iterator[uuid.UUID]:
+    """A job whose packages are being made; until this ends the index does not answer."""
+    Index.open.clear()
+    Index.asked.clear()
+    try:
+        job_id = given(site, {"main.py": "print(1)", "requirements.txt": "slow"}, archive)
+        eventually(lambda: "/slow/" in Index.asked, 30)
+        yield job_id
+    finally:
+        Index.open.set()
+
+
 def setup(site: Site, job_id: uuid.UUID) -> str:
     path = Path(site.outputs.path(job_id, 1, "setup"))
     return path.read_text() if path.exists() else ""
@@ -218,16 +232,10 @@ def test_without_an_index_an_archive_s_are_refused_with_the_reason(server: Serve
 
 
 def test_one_that_is_cancelled_while_its_packages_are_made_ends_at_once(site: Site) -> None:
-    Index.open.clear()
-    try:
-        Index.asked.clear()
-        job_id = given(site, {"x.sh": "echo ran", "requirements.txt": "slow"}, "zip")
-        eventually(lambda: "/slow/" in Index.asked, 30)
+    with building(site, "zip") as job_id:
         site.transact(queue.cancel, [job_id], "alice")
         job = ended(site, job_id)
         assert (job.status, site.output(job)) == ("CANCELLED", b"")
-    finally:
-        Index.open.set()
 
 
 def test_they_are_read_only_and_alone(site: Site) -> None:
@@ -399,15 +407,9 @@ def test_a_stopped_runner_gives_back_what_had_not_begun(server: Server, index: s
     runner = {"drain_seconds": 0.1, "heartbeat_seconds": 1}
     with server.database() as url, Site(url, packages={"index": index}, runner=runner) as site:
         service = site.start_runner()
-        Index.open.clear()
-        Index.asked.clear()
-        try:
-            job_id = given(site, {"main.py": "print(1)", "requirements.txt": "slow"}, archive)
-            eventually(lambda: "/slow/" in Index.asked, 30)
+        with building(site, archive) as job_id:
             service.send(signal.SIGTERM)
             assert service.wait() == 0, service.log()
-        finally:
-            Index.open.set()
         assert site.job(job_id).status is None
         assert site.transact.sql("SELECT job_id FROM ready_job") == [(job_id,)]
 
@@ -416,14 +418,8 @@ def test_a_stopped_runner_gives_back_what_had_not_begun(server: Server, index: s
 def test_what_had_not_begun_when_the_runner_was_killed_is_not_lost(server: Server, index: str, archive: str) -> None:
     with server.database() as url, Site(url, packages={"index": index}, runner={"heartbeat_seconds": 1}) as site:
         service = site.start_runner()
-        Index.open.clear()
-        Index.asked.clear()
-        try:
-            job_id = given(site, {"main.py": "print(1)", "requirements.txt": "slow"}, archive)
-            eventually(lambda: "/slow/" in Index.asked, 30)
+        with building(site, archive) as job_id:
             service.kill()
-        finally:
-            Index.open.set()
         site.start_runner()
         job = ended(site, job_id)
         assert (job.status, job.reason.partition(";")[0]) == (
