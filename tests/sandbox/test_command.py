@@ -38,9 +38,8 @@ def told(
     argv: list[bytes], env: list[bytes], script: bytes, processors: tuple[int, ...] = (), **secrets: bytes
 ) -> Order:
     named = {name.encode(): value for name, value in secrets.items()}
-    return Order(
-        argv, env, script, named, 1 << 40, processors, {7: (16, 17), 1: (2**63, 2**63)}, 1 << 40, 9, 2, True, b"layer"
-    )
+    limits = {7: (16, 17), 1: (2**63, 2**63)}
+    return Order(argv, env, script, named, 1 << 40, processors, limits, 1 << 40, 9, 2, True, bool(named), b"layer")
 
 
 @pytest.mark.parametrize(
