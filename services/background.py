@@ -8,6 +8,8 @@ import random
 import time
 from pathlib import Path
 
+from shell_service.sandbox.protocol import AUTOGROUP
+
 logger = logging.getLogger(__name__)
 
 #: Above 0, which all others have, and below what jobs have.
@@ -45,7 +47,7 @@ def _share() -> None:
     """Let the session have little of the processors; where these are shared otherwise, the nice value counts alone."""
     for _ in range(_TRIES):
         try:
-            Path("/proc/self/autogroup").write_text(str(SESSION_NICE))
+            Path(AUTOGROUP).write_text(str(SESSION_NICE))
         except BlockingIOError:
             time.sleep(random.uniform(_PAUSE, 2 * _PAUSE))
         except OSError:  # no autogroups here

@@ -28,12 +28,12 @@ from packaging.utils import canonicalize_name
 
 from baselayer.turns import Turns
 from shell_service.capture import Capture
+from shell_service.sandbox.protocol import MAX_NAMED, REQUIREMENTS
 from shell_service.settings import Packages as Options
 
 logger = logging.getLogger(__name__)
 
-FILE = "requirements.txt"  # among a job's files, in their uppermost folder
-MAX_BYTES = 64 * 1024  # of it
+FILE, MAX_BYTES = REQUIREMENTS, MAX_NAMED  # what looks into archives is in the sandbox
 MOUNT = "/run/packages"  # where jobs see a layer
 _USED = ".used"  # the file beside a layer: of the time when that was used last, and with its size in it
 _COMMENT = re.compile(r"(^|\s)#.*")

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 # Seconds in which beginnings and ends are gathered, and slots that are free again: by the slot, and at most. Jobs come
 # in any number, those who wait for an answer do not: what the jobs cost the database, and all who share it, is by the
-# statement. With 10 ms, whoever waited for a job beside many others waited longer (p99 64 to 79 ms, not 53 to 59).
+# statement. With 10 ms, whoever waited for a job beside many others waited longer (p99 63 to 79 ms, not 53 to 70).
 _GATHER, _MOST_GATHERED = 0.001, 0.006
 _NETWORK_RETRY = 30.0  # seconds after which a network for jobs is looked for again where there was none
 _MASKING = 0.2  # of the loop's time that looking for secrets in all outputs together may take

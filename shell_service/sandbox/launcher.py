@@ -149,9 +149,8 @@ class Session:
         self.share(0)
 
     def share(self, jobs: int) -> None:
-        """Between as many."""
+        """Between as many, from when it is settled on."""
         self._wanted = CROWD_NICE if jobs > CROWD else FEW_NICE if jobs <= FEW else self._wanted
-        self.settle()
 
     def settle(self) -> int | None:
         """Set what is wanted; returns after how many milliseconds to do so again, if that is not now."""

@@ -147,7 +147,7 @@ class Process:
         written_bytes, ended_at = None, None
         artifacts, left_out, refused, named = 0, None, None, None
         with contextlib.suppress(OSError):
-            while message := self._sock.recv(max(MAX_MESSAGE, len(NAMED) + MAX_NAMED + 1)):
+            while message := self._sock.recv(len(NAMED) + MAX_NAMED + 1):  # the longest
                 if message[:1] == REPORT:
                     status, ended_at, cpu_seconds, peak_memory_bytes, written_bytes = REPORT_BODY.unpack(message[1:])
                     lost = False

@@ -104,7 +104,7 @@ class Order:
         most_files: int,
         files: int,
         own_line: bool,
-        asks: bool = False,
+        asks: bool,
         layer: bytes = b"",
     ) -> None:
         self.argv, self.env, self.script, self.secrets = argv, env, script, secrets

@@ -27,7 +27,6 @@ import pytest
 
 from shell_service import packages, queue, uploads
 from shell_service.packages import Layer, Packages
-from shell_service.sandbox import protocol
 from shell_service.settings import load
 from shell_service.uploads import UploadStore
 from tests.database import Server
@@ -176,10 +175,6 @@ def test_they_are_installed_once_and_seen_by_all(site: Site) -> None:
     assert (len(Index.asked), setup(site, again)) == (before, "")
     layers = [path for path in site.settings.layer_dir.iterdir() if path.is_dir() and len(path.name) == 64]
     assert len(layers) == 1
-
-
-def test_both_sides_look_for_the_same() -> None:
-    assert (packages.FILE, packages.MAX_BYTES) == (protocol.REQUIREMENTS, protocol.MAX_NAMED)
 
 
 def test_what_an_archive_brings_is_no_artifact_of_a_job_that_did_not_begin(site: Site) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from services.background import NICE, SESSION_NICE
+from shell_service.sandbox.protocol import AUTOGROUP
 
 ROOT = Path(__file__).parents[2]
-SHARE = Path("/proc/self/autogroup")  # that a session has of them, where the kernel shares by sessions
+SHARE = Path(AUTOGROUP)  # that a session has of them, where the kernel shares by sessions
 TELL = f"""
 import os
 from pathlib import Path
