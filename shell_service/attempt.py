@@ -131,7 +131,7 @@ class Attempt:
                     raise NotBegun(reason, self._result(("FAILED", reason))) from error
                 if not await marking:
                     return None
-                if self._ending and self._named is not None:  # it came as nothing ran that could have heard of it
+                if self._ending:  # it came while there was no script to hear of it
                     return self._unbegun()
                 self._means.failpoints.reach("runner.started")
                 ran = await self._let_run(process)
@@ -267,8 +267,6 @@ class Attempt:
         process.go()
         means.failpoints.reach("runner.running")
         self._later(claim.timeout, self._time_out, self._began + claim.timeout)
-        if self._ending:  # asked for while it was held
-            self._signal(process)
         exit_ = await process.wait()
         wall = (exit_.ended_at or time.monotonic()) - self._began  # its artifacts were written after that
         self._stop_timers()  # what comes late changes nothing
