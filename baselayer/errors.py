@@ -143,8 +143,13 @@ def sentence(messages: FieldErrors, noun: str) -> str:
         text = f"The {noun} {name} is not valid: {problem}"
     else:
         text = problem
-    more = len(messages) - 1
+    more = _count(messages) - 1
     return text if not more else f"{text} ({more} more in data.errors.)"
+
+
+def _count(messages: Any) -> int:
+    """Of how many fields there are messages."""
+    return sum(map(_count, messages.values())) if isinstance(messages, dict) else 1
 
 
 def _first(messages: Any) -> tuple[list[str], str]:

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from marshmallow import Schema, ValidationError, fields, pre_load, validate
 
@@ -145,6 +145,9 @@ class Pairs(fields.Dict):
 
 class Request(Schema):
     """A part of a request. However many fields it is given, only a few are looked at and named as unknown."""
+
+    #: Whether something must be said though no field by itself is required.
+    NEEDED: ClassVar[bool] = False
 
     error_messages = {"type": "Must be an object."}
     _MOST_FIELDS = 100

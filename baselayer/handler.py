@@ -26,7 +26,7 @@ from baselayer.access import Authenticator, Caller
 from baselayer.bodies import LARGE_BODY, MOST_VALUES, has_too_many_values
 from baselayer.database import on_behalf_of
 from baselayer.errors import ApiError
-from baselayer.fields import Flag, Number, Whole
+from baselayer.fields import Flag, Number, Request, Whole
 from baselayer.metrics import RequestMetrics
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class Endpoint:
     """What one method of a route takes and gives."""
 
     scope: str
-    body: type[Schema] | None = None
+    body: type[Request] | None = None
     query: type[Schema] | None = None
     answer: Schema | None = None
     errors: tuple[type[ApiError], ...] = ()
@@ -163,7 +163,7 @@ class Call:
 def endpoint(
     scope: str,
     *,
-    body: type[Schema] | None = None,
+    body: type[Request] | None = None,
     query: type[Schema] | None = None,
     answer: Schema | None = None,
     errors: Sequence[type[ApiError]] = (),

@@ -133,7 +133,9 @@ def possible_errors(declared: Endpoint, method: str) -> list[type[ApiError]]:
 def request_schemas(routes: Sequence[Route]) -> set[type[Schema]]:
     """The schemas of request bodies, and those nested in them."""
     found: set[type[Schema]] = set()
-    todo = [declared.body for route in routes for declared, _ in route.endpoints().values() if declared.body]
+    todo: list[type[Schema]] = [
+        declared.body for route in routes for declared, _ in route.endpoints().values() if declared.body
+    ]
     while todo:
         schema = todo.pop()
         if schema not in found:
@@ -241,7 +243,7 @@ class _Writer:
         if declared.body:
             schema = self._converter.resolve_nested_schema(declared.body)
             example = self._about.examples.get(declared.body, {})
-            required = any(item.required for item in declared.body().fields.values())
+            required = declared.body.NEEDED or any(item.required for item in declared.body().fields.values())
             content: Json = {"schema": schema, "example": example}
             forms = {"multipart/form-data": self._form(declared.body)} if declared.form else {}
             operation["requestBody"] = {"required": required, "content": {"application/json": content, **forms}}

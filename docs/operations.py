@@ -168,8 +168,12 @@ def _null(schema: Json) -> str:
 def _range(schema: Json) -> str:
     low, high = schema.get("minimum"), schema.get("maximum")
     if "exclusiveMinimum" in schema:
-        return f", above {schema['exclusiveMinimum']:,g}" + (f" to {high:,.10g}" if high is not None else "")
-    return f", {low:,.10g} to {high:,.10g}" if low is not None and high is not None else ""
+        return f", above {_figure(schema['exclusiveMinimum'])}" + (f" to {_figure(high)}" if high is not None else "")
+    return f", {_figure(low)} to {_figure(high)}" if low is not None and high is not None else ""
+
+
+def _figure(number: float) -> str:
+    return f"{int(number):,}" if number == int(number) else f"{number:,.10g}"
 
 
 def _length(schema: Json) -> str:

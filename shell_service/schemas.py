@@ -9,7 +9,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any
 
 from marshmallow import Schema, ValidationError, fields, missing, post_load, validate, validates_schema
 from marshmallow.experimental.context import Context
@@ -256,8 +256,7 @@ def secrets_problems(data: Mapping[str, Any]) -> dict[str, list[str]]:
 class GivenFiles(Request):
     """Files in place of code, which stands in a field of that name beside these."""
 
-    #: Whether there must be either.
-    NEEDED: ClassVar[bool] = True
+    NEEDED = True  # one of both
 
     files = Pairs(
         Text(low=1, high=255),

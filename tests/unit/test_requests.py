@@ -227,6 +227,10 @@ def test_values_in_a_query(field: Any, text: str, value: Any) -> None:
         ({"a": ["Must be text."]}, "The field a is not valid: Must be text."),
         ({"a": ["x."], "b": ["y."], "c": ["z."]}, "The field a is not valid: x. (2 more in data.errors.)"),
         ({"jobs": {3: {"code": ["Must be text."]}}}, "The field jobs.3.code is not valid: Must be text."),
+        (
+            {"jobs": {3: {"a": ["x."], "b": ["y."]}, 4: {"a": ["z."]}}},
+            "The field jobs.3.a is not valid: x. (2 more in data.errors.)",
+        ),
         ({"jobs": {3: {"_schema": ["Too many."]}}}, "The field jobs.3 is not valid: Too many."),
         ({"_schema": ["Too many."]}, "Too many."),
     ],
