@@ -1,0 +1,64 @@
+"""An attempt by itself: what comes between two moments of which the database is told."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uuid_utils.compat
+
+from baselayer.failpoint import FailPoints
+from shell_service import ends
+from shell_service.attempt import Attempt, Means
+from shell_service.ends import Ending
+from shell_service.journal import Journal
+from shell_service.output import OutputStore
+from shell_service.queue import Claim, Fenced
+from shell_service.room import Memory
+from shell_service.sandbox import Sandbox
+from shell_service.sandbox.gauge import Gauge
+from tests.sandbox.support import LIMITS, run, sandbox
+from tests.waiting import eventually
+
+
+def attempt_at(code: str, folder: Path, walls: Sandbox, **others: Any) -> Attempt:
+    """One with real parts, as far as a job without files or secrets has to do with them."""
+    parts: dict[str, Any] = {"sandbox": walls, "outputs": OutputStore(folder), "journal": Journal(folder / "journal")}
+    parts |= {"gauge": Gauge(), "memory": Memory(), "failpoints": FailPoints(), "shells": {"sh": "/bin/sh"}}
+    parts |= dict.fromkeys(("groups", "uploads", "packages", "read_secrets", "masking"))
+    means = Means(runner="runner_00", kill_grace=5.0, **parts)
+    nothing: dict[str, Any] = dict.fromkeys(("upload", "upload_kind", "entrypoint", "requirements"))
+    nothing |= {"args": [], "env": {}, "stdin": "", "secrets": [], "secrets_in_env": False, "secret_env": {}}
+    what = {"limits": LIMITS, "name": "attempt", "code": code, "shell": "sh", "timeout": 60.0, "retries": 0}
+    whose = {"job_id": uuid_utils.compat.uuid7(), "user_id": 1, "attempt": 1, "fence": 1}
+    return Attempt(Claim(**whose, **what, **nothing, retry_delay=0.0, network=False, may_network=False), means)
+
+
+@pytest.mark.parametrize(
+    "ending", [ends.CANCELLED, ends.STOPPED, ends.NOT_OURS], ids=["cancelled", "stopped", "not ours"]
+)
+def test_what_is_to_end_before_it_began_does_not_begin(tmp_path: Path, ending: Ending) -> None:
+    """It is given back, though its start is recorded; and is not let go to be asked to end."""
+
+    async def main() -> str:
+        async with sandbox() as walls:
+            attempt = attempt_at("echo began", tmp_path, walls)
+            asked = asyncio.Event()
+
+            async def mark_started(_: Fenced) -> bool:
+                await asked.wait()
+                return True
+
+            running = asyncio.create_task(attempt.run(mark_started))
+            await asyncio.to_thread(eventually, lambda: attempt._process)
+            attempt.end(ending)
+            asked.set()
+            assert await running is None
+            attempt._means.close()
+            return attempt._means.outputs.path(attempt.claim.job_id, 1, "stdout")
+
+    assert not os.path.exists(run(main()))
+    assert Journal(tmp_path / "journal").leftovers() == []
