@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import factory
 import uuid_utils.compat
 from sqlalchemy.orm import Session
 
@@ -31,21 +31,13 @@ JOB_LIMITS: dict[str, float] = {
 }
 DEFAULTS = {"timeout": 3600.0, **JOB_LIMITS}
 BOUNDS = Bounds(DEFAULTS, {name: 4 * value for name, value in DEFAULTS.items()})
+_numbers = itertools.count()
 LIMITS = Limits(max_running=50, max_queued=1_000_000, jobs_per_minute=1_000_000, job=BOUNDS)
-
-
-class UserFactory(factory.Factory):
-    """A user, not stored yet."""
-
-    class Meta:
-        model = User
-
-    username = factory.Sequence(lambda number: f"user{number}")
 
 
 def add_user(session: Session, limits: dict[str, Any] | None = None, **fields: Any) -> int:
     """Store a user, with `limits` of his own if given; returns his id."""
-    user = UserFactory(**fields)
+    user = User(**{"username": f"user{next(_numbers)}", **fields})
     session.add(user)
     session.flush()
     if limits:
@@ -53,37 +45,42 @@ def add_user(session: Session, limits: dict[str, Any] | None = None, **fields: A
     return user.id
 
 
-class NewJobFactory(factory.Factory):
+def new_job(user_id: int = 1, **fields: Any) -> NewJob:
     """A complete job, as it is handed to `submissions.submit`."""
+    job_id = uuid_utils.compat.uuid7()
+    values: dict[str, Any] = {
+        "id": job_id,
+        "user_id": user_id,
+        "name": "job",
+        "priority": 0,
+        "code": "echo hello",
+        "shell": "sh",
+        "args": [],
+        "env": {},
+        "stdin": "",
+        "timeout": 60.0,
+        "limits": {},
+        "network": False,
+        "secrets": [],
+        "secrets_in_env": False,
+        "run_at": None,
+        "retries": 0,
+        "retry_delay": 0.0,
+        "on_lost": "fail",
+        "created_at": datetime.fromtimestamp((job_id.int >> 80) / 1000, UTC),
+        "deferred": False,
+    }
+    return NewJob(**{**values, **fields})
 
-    class Meta:
-        model = NewJob
 
-    id = factory.LazyFunction(uuid_utils.compat.uuid7)
-    user_id = 1
-    name = "job"
-    priority = 0
-    code = "echo hello"
-    shell = "sh"
-    args = factory.LazyFunction(list)
-    env = factory.LazyFunction(dict)
-    stdin = ""
-    timeout = 60.0
-    limits = factory.LazyFunction(dict)
-    network = False
-    secrets = factory.LazyFunction(list)
-    secrets_in_env = False
-    run_at = None
-    retries = 0
-    retry_delay = 0.0
-    on_lost = "fail"
-    created_at = factory.LazyAttribute(lambda job: datetime.fromtimestamp((job.id.int >> 80) / 1000, UTC))
-    deferred = False
+def new_jobs(count: int, user_id: int = 1, **fields: Any) -> list[NewJob]:
+    """Some of them."""
+    return [new_job(user_id, **fields) for _ in range(count)]
 
 
 def add_jobs(session: Session, user_id: int, count: int = 1, **fields: Any) -> list[uuid.UUID]:
     """Submit jobs of a user; returns their ids."""
-    new = NewJobFactory.build_batch(count, user_id=user_id, **fields)
+    new = new_jobs(count, user_id, **fields)
     stored = submissions.submit([Submission(user_id, new)], LIMITS).on(session)[0]
     assert isinstance(stored, Stored), stored
     return stored.ids
@@ -122,6 +119,6 @@ def add_script(session: Session, user_id: int, overlap: str = "queue", max_runni
 
 def run(session: Session, user_id: int, script_id: int, **fields: Any) -> Stored | Exception:
     """Submit a job of a script."""
-    job = NewJobFactory(user_id=user_id, script_id=script_id, script="user/script", script_version=1, **fields)
+    job = new_job(user_id, script_id=script_id, script="user/script", script_version=1, **fields)
     entry = Entry("script.run", "user/script", user_id, f"user{user_id}")
     return submissions.submit([Submission(user_id, [job], audit=entry)], LIMITS).on(session)[0]

@@ -15,7 +15,7 @@ from shell_service import audit, provision, queue, submissions
 from shell_service.audit import Entry, Filter, Place
 from shell_service.submissions import Submission
 from tests.database import Transactions
-from tests.factories import LIMITS, NewJobFactory, add_user
+from tests.factories import LIMITS, add_user, new_jobs
 
 
 def entries(transact: Transactions) -> list[Any]:
@@ -57,7 +57,7 @@ def test_what_is_stored_and_what_is_told_of_it_are_one(transact: Transactions) -
     one, full = transact(add_user), transact(add_user, {"max_queued": 0})
 
     def ask(user: int, key: str | None = None) -> Submission:
-        (job,) = NewJobFactory.build_batch(1, user_id=user)
+        (job,) = new_jobs(1, user_id=user)
         return Submission(user, [job], key, b"", Entry("job.submit", job.public_id, user))
 
     asked = [
@@ -65,7 +65,7 @@ def test_what_is_stored_and_what_is_told_of_it_are_one(transact: Transactions) -
         ask(full),
         ask(one, "key"),
         ask(one, "key"),
-        Submission(one, NewJobFactory.build_batch(1, user_id=one)),
+        Submission(one, new_jobs(1, user_id=one)),
     ]
     results = transact(lambda session: submissions.submit(asked, LIMITS).on(session))
     assert isinstance(results[1], Exception)

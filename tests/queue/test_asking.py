@@ -13,13 +13,13 @@ from baselayer.errors import Conflict, InvalidRequest, NotAllowed
 from shell_service import submissions, users
 from shell_service.submissions import Stored, Submission
 from tests.database import Transactions
-from tests.factories import JOB_LIMITS, LIMITS, NewJobFactory, add_runner, add_user
+from tests.factories import JOB_LIMITS, LIMITS, add_runner, add_user, new_jobs
 from tests.queue.interleaving import Transaction
 from tests.waiting import eventually
 
 
 def submission(user: int, **fields: Any) -> Submission:
-    return Submission(user, NewJobFactory.build_batch(1, user_id=user, **fields))
+    return Submission(user, new_jobs(1, user_id=user, **fields))
 
 
 def limits_of(transact: Transactions, stored: Any) -> tuple[dict[str, float], float]:
@@ -85,7 +85,7 @@ def test_the_network_where_a_runner_can_give_it(
 
 
 def test_what_is_refused_leaves_its_key_free(transact: Transactions, user: int) -> None:
-    jobs = NewJobFactory.build_batch(1, user_id=user, limits={"memory": 1 << 40})
+    jobs = new_jobs(1, user_id=user, limits={"memory": 1 << 40})
     (refused,) = transact(submissions.submit([Submission(user, jobs, "key", b"a")], LIMITS).on)
     assert isinstance(refused, InvalidRequest)
     assert transact.scalar("SELECT count(*) FROM idempotency_key") == 0
@@ -100,7 +100,7 @@ def test_what_is_refused_leaves_its_key_free(transact: Transactions, user: int) 
 
 def test_limits_are_lowered_while_a_job_is_submitted(transact: Transactions, user: int) -> None:
     """Once it is said that they are lower, no job is stored that was looked at before."""
-    jobs = NewJobFactory.build_batch(1, user_id=user, limits={"memory": 1 << 30})
+    jobs = new_jobs(1, user_id=user, limits={"memory": 1 << 30})
     submit = submissions.submit([Submission(user, jobs, "key", b"a")], LIMITS).on
 
     def lower(session: Session) -> None:

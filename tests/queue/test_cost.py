@@ -19,11 +19,11 @@ from tests.factories import (
     JOB_LIMITS,
     LIMITS,
     Enlisted,
-    NewJobFactory,
     add_jobs,
     add_runner,
     add_script,
     add_user,
+    new_jobs,
 )
 
 _QUEUE = "('ready_job', 'deferred_job', 'running_job', 'job', 'idempotency_key')"
@@ -147,7 +147,7 @@ def test_other_moves_read_their_own_rows_only(transact: Transactions, runner: En
     fenced = [Fenced(claim.job_id, claim.fence) for claim in claims]
     results = [Result(item.job_id, item.fence, "COMPLETED", "", "runner_00") for item in fenced]
     waiting = transact(add_jobs, user, 3)
-    new = Submission(user, NewJobFactory.build_batch(1, user_id=user), "key", b"")
+    new = Submission(user, new_jobs(1, user_id=user), "key", b"")
     moves: dict[str, Callable[[Session], Any]] = {
         "submit": lambda session: submissions.submit([new], LIMITS).on(session),
         "start": lambda session: queue.mark_started(fenced).on(session),

@@ -22,7 +22,7 @@ from shell_service import queue, submissions
 from shell_service.queue import Fenced
 from shell_service.submissions import Stored, Submission
 from tests.database import Transactions
-from tests.factories import LIMITS, NewJobFactory, add_jobs, add_runner, add_user
+from tests.factories import LIMITS, add_jobs, add_runner, add_user, new_jobs
 from tests.waiting import eventually
 
 
@@ -34,7 +34,7 @@ def database(database_url: str) -> Iterator[Database]:
 
 
 def submission(user: int, key: str | None = None, digest: bytes = b"", **fields: Any) -> Submission:
-    return Submission(user, NewJobFactory.build_batch(1, user_id=user, **fields), key, digest)
+    return Submission(user, new_jobs(1, user_id=user, **fields), key, digest)
 
 
 def submitting(database: Database, batches: list[int] | None = None) -> Batcher[Submission, Stored]:

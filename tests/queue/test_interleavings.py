@@ -15,7 +15,7 @@ from shell_service import liveness, queue, submissions
 from shell_service.queue import Claim, Fenced, Result
 from shell_service.submissions import Submission
 from tests.database import Transactions, assert_consistent
-from tests.factories import LIMITS, Enlisted, NewJobFactory, add_jobs, add_runner
+from tests.factories import LIMITS, Enlisted, add_jobs, add_runner, new_jobs
 from tests.queue.interleaving import Act, every_order
 
 Place = dict[str, Any]
@@ -316,7 +316,7 @@ def test_register_and_claim_of_the_predecessor(meeting: Meeting) -> None:
 @pytest.mark.parametrize("digest", [b"a", b"b"])
 def test_submit_and_submit_with_the_same_key(meeting: Meeting, digest: bytes) -> None:
     def submit(digest: bytes) -> Act:
-        jobs = NewJobFactory.build_batch(1, user_id=meeting.user)
+        jobs = new_jobs(1, user_id=meeting.user)
         return submissions.submit(submissions=[Submission(meeting.user, jobs, "key", digest)], defaults=LIMITS).on
 
     def prepare() -> tuple[Act, Act]:

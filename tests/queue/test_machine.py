@@ -29,7 +29,7 @@ from shell_service import liveness, queue, submissions
 from shell_service.queue import Fenced, Result
 from shell_service.submissions import Stored, Submission
 from tests.database import Server, Transactions, install_witness
-from tests.factories import LIMITS, NewJobFactory, add_runner, add_user
+from tests.factories import LIMITS, add_runner, add_user, new_job, new_jobs
 
 _LIMITS = {1: 1, 2: 2, 3: 50}  # running jobs by user
 _NAMES = ("runner_00", "runner_01")
@@ -78,9 +78,9 @@ class QueueMachine(RuleBasedStateMachine):
         priority=st.sampled_from([-10, 0, 10]),
     )
     def submit(self, user: int, count: int, **fields: Any) -> Any:
-        new = NewJobFactory.build_batch(count, user_id=user, **fields)
+        new = new_jobs(count, user_id=user, **fields)
         if fields["deferred"]:
-            new = [NewJobFactory(**{**vars(job), "run_at": job.created_at}) for job in new]
+            new = [new_job(**{**vars(job), "run_at": job.created_at}) for job in new]
         (stored,) = self.transact(submissions.submit([Submission(user, new)], LIMITS).on)
         assert isinstance(stored, Stored)
         self.accepted.update(stored.ids)
@@ -88,7 +88,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(target=jobs, key=st.sampled_from(["a", "b"]), digest=st.sampled_from([b"1", b"2"]))
     def submit_with_key(self, key: str, digest: bytes) -> Any:
-        new = NewJobFactory.build_batch(1, user_id=3)
+        new = new_jobs(1, user_id=3)
         (result,) = self.transact(submissions.submit([Submission(3, new, key, digest)], LIMITS).on)
         known = self.keys.setdefault(key, (digest, [job.id for job in new]))
         if known[0] != digest:

@@ -16,7 +16,7 @@ from shell_service import liveness, queue, submissions, users
 from shell_service.queue import Claim, Fenced, Result
 from shell_service.submissions import Limits, NewJob, Stored, Submission
 from tests.database import Transactions
-from tests.factories import BOUNDS, LIMITS, Enlisted, NewJobFactory, add_jobs, add_runner, add_user
+from tests.factories import BOUNDS, LIMITS, Enlisted, add_jobs, add_runner, add_user, new_job, new_jobs
 
 
 def fenced(claim: Claim) -> Fenced:
@@ -376,7 +376,7 @@ def test_a_runner_that_leaves_what_began_is_still_waited_for(
 def submission(
     user: int, *, key: str | None = None, digest: bytes = b"", jobs: list[NewJob] | None = None
 ) -> Submission:
-    return Submission(user, NewJobFactory.build_batch(1, user_id=user) if jobs is None else jobs, key, digest)
+    return Submission(user, new_jobs(1, user_id=user) if jobs is None else jobs, key, digest)
 
 
 def test_the_same_key_gives_the_same_job(transact: Transactions, user: int) -> None:
@@ -400,7 +400,7 @@ def test_the_same_key_twice_in_one_group(transact: Transactions, user: int) -> N
 
 def test_a_refused_submission_stores_nothing_and_leaves_its_key_free(transact: Transactions) -> None:
     user = transact(add_user, {"max_queued": 2})
-    many = submission(user, key="k", jobs=NewJobFactory.build_batch(2, user_id=user))
+    many = submission(user, key="k", jobs=new_jobs(2, user_id=user))
     one = submission(user)
     first, refused = transact(submissions.submit([one, many], LIMITS).on)
     assert isinstance(first, Stored)
@@ -416,7 +416,7 @@ def test_limits_count_what_waits_and_what_came_this_minute(transact: Transaction
     user = transact(add_user)
     runner = transact(add_runner)
     now = datetime.now(UTC)
-    jobs = [NewJobFactory(user_id=user, deferred=True, run_at=now), *NewJobFactory.build_batch(2, user_id=user)]
+    jobs = [new_job(user_id=user, deferred=True, run_at=now), *new_jobs(2, user_id=user)]
     (stored,) = transact(submissions.submit([submission(user, jobs=jobs)], defaults).on)
     assert isinstance(stored, Stored)
     (refused,) = transact(submissions.submit([submission(user)], defaults).on)
@@ -436,7 +436,7 @@ def test_limits_count_what_waits_and_what_came_this_minute(transact: Transaction
 @pytest.mark.parametrize("limit", ["max_queued", "jobs_per_minute"])
 def test_more_at_once_than_a_limit_is_no_matter_of_time(transact: Transactions, limit: str) -> None:
     user = transact(add_user, {limit: 2})
-    many = submission(user, jobs=NewJobFactory.build_batch(3, user_id=user))
+    many = submission(user, jobs=new_jobs(3, user_id=user))
     (refused,) = transact(submissions.submit([many], LIMITS).on)
     assert isinstance(refused, InvalidRequest)
     assert "2 jobs" in refused.message
