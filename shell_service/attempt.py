@@ -142,8 +142,8 @@ class Attempt:
 
     def _unbegun(self, error: Exception | None = None) -> Result | None:
         """What becomes of it where the script is not let go: it was to end, or cannot begin."""
-        if self._ending:  # None: it is given back, and ends with that where it was cancelled
-            return None if self._ending[0][0] in ("NODE_FAIL", "CANCELLED") else self._result(self._ending[0])
+        if self._ending:  # None: we stop
+            return None if self._ending[0][0] == "NODE_FAIL" else self._result(self._ending[0])
         result = self._result(("FAILED", str(error)))
         # But for room, it would be the same next time.
         return result if isinstance(error, NoRoom) else dataclasses.replace(result, retry_in=None)

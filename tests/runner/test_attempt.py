@@ -16,7 +16,7 @@ from shell_service.attempt import Attempt, Means
 from shell_service.ends import Ending
 from shell_service.journal import Journal
 from shell_service.output import OutputStore
-from shell_service.queue import Claim, Fenced
+from shell_service.queue import Claim, Fenced, Result
 from shell_service.room import Memory
 from shell_service.sandbox import Sandbox
 from shell_service.sandbox.gauge import Gauge
@@ -37,15 +37,12 @@ def attempt_at(code: str, folder: Path, walls: Sandbox, **others: Any) -> Attemp
     return Attempt(Claim(**whose, **what, **nothing, retry_delay=0.0, network=False, may_network=False), means)
 
 
-@pytest.mark.parametrize(
-    "ending", [ends.CANCELLED, ends.STOPPED, ends.NOT_OURS], ids=["cancelled", "stopped", "not ours"]
-)
-def test_what_is_to_end_before_it_began_does_not_begin(tmp_path: Path, ending: Ending) -> None:
-    """It is given back, though its start is recorded; and is not let go to be asked to end."""
+def ended_while_held(folder: Path, ending: Ending) -> Result | None:
+    """What becomes of one that is to end when its start is being recorded; its script was not let go."""
 
-    async def main() -> str:
+    async def main() -> tuple[Result | None, str]:
         async with sandbox() as walls:
-            attempt = attempt_at("echo began", tmp_path, walls)
+            attempt = attempt_at("echo began", folder, walls)
             asked = asyncio.Event()
 
             async def mark_started(_: Fenced) -> bool:
@@ -56,9 +53,21 @@ def test_what_is_to_end_before_it_began_does_not_begin(tmp_path: Path, ending: E
             await asyncio.to_thread(eventually, lambda: attempt._process)
             attempt.end(ending)
             asked.set()
-            assert await running is None
+            result = await running
             attempt._means.close()
-            return attempt._means.outputs.path(attempt.claim.job_id, 1, "stdout")
+            return result, attempt._means.outputs.path(attempt.claim.job_id, 1, "stdout")
 
-    assert not os.path.exists(run(main()))
-    assert Journal(tmp_path / "journal").leftovers() == []
+    result, stdout = run(main())
+    assert not os.path.exists(stdout)
+    assert Journal(folder / "journal").leftovers() == []
+    return result
+
+
+def test_what_is_cancelled_before_it_began_does_not_begin(tmp_path: Path) -> None:
+    result = ended_while_held(tmp_path, ends.CANCELLED)
+    assert result and (result.status, result.return_code, result.wall_seconds) == ("CANCELLED", None, None)
+
+
+@pytest.mark.parametrize("ending", [ends.STOPPED, ends.NOT_OURS], ids=["stopped", "not ours"])
+def test_what_had_not_begun_is_given_back_though_its_start_is_recorded(tmp_path: Path, ending: Ending) -> None:
+    assert ended_while_held(tmp_path, ending) is None
