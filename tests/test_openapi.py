@@ -124,6 +124,14 @@ def test_examples_of_bodies_load(where: tuple[str, str]) -> None:
 
 
 @EACH
+def test_bodies_are_required_where_saying_nothing_is_refused(where: tuple[str, str]) -> None:
+    operation, declared = OPERATIONS[where], ENDPOINTS[where]
+    if declared.body is not None:
+        with Context(schemas.JobRules(SETTINGS.jobs, SHELLS)):
+            assert operation["requestBody"]["required"] == bool(declared.body().validate({}))
+
+
+@EACH
 def test_examples_of_answers_are_what_their_schemas_say(where: tuple[str, str]) -> None:
     declared = ENDPOINTS[where]
     content = OPERATIONS[where]["responses"]["200"]["content"][declared.media]

@@ -198,6 +198,10 @@ def test_types_are_told_in_words() -> None:
     assert operations._kind({"type": ["number", "null"], "exclusiveMinimum": 0.0, "maximum": 86400.0}) == (
         "number, above 0 to 86,400 or null"
     )
+    assert operations._kind({"type": "integer", "minimum": 1, "maximum": 2.0**53}) == (
+        "whole number, 1 to 9,007,199,254,740,992"
+    )
+    assert operations._kind({"type": "number", "minimum": 0.1, "maximum": 2}) == "number, 0.1 to 2"
     assert operations._kind({"type": "array", "items": {"type": "string"}}) == "list of text"
     assert operations._kind({"type": "object", "additionalProperties": {"type": "integer"}}) == "map to whole number"
     assert operations._kind({"type": "string", "enum": ["a", None]}) == "`a`"

@@ -24,7 +24,7 @@ from tests.sandbox.support import LIMITS, run, sandbox
 from tests.waiting import eventually
 
 
-def attempt_at(code: str, folder: Path, walls: Sandbox, **others: Any) -> Attempt:
+def attempt_at(code: str, folder: Path, walls: Sandbox) -> Attempt:
     """One with real parts, as far as a job without files or secrets has to do with them."""
     parts: dict[str, Any] = {"sandbox": walls, "outputs": OutputStore(folder), "journal": Journal(folder / "journal")}
     parts |= {"gauge": Gauge(), "memory": Memory(), "failpoints": FailPoints(), "shells": {"sh": "/bin/sh"}}
